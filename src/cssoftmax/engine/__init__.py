@@ -1,0 +1,8 @@
+"""One loss, and the ways to run it, picked here.
+
+Every engine is a module with a ``loss`` of the same signature; ``eager`` is the one that the others must agree with.
+"""
+
+from cssoftmax.engine import eager
+
+IMPLEMENTATIONS = {"auto": eager.loss, "eager": eager.loss}
