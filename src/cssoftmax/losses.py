@@ -1,5 +1,6 @@
 """The losses as modules: each owns the class weights and says which similarity it uses."""
 
+import inspect
 import warnings
 from dataclasses import replace
 from typing import Any, Self, TypedDict, Unpack
@@ -178,8 +179,8 @@ class SimilarityLoss(nn.Module):
                 moved = before is None or not torch.equal(before, weight.detach())
                 if not moved and weight.grad is not None and weight.grad.any():
                     warnings.warn(
-                        f"{type(self).__name__}: its class weights received gradients in {PATIENCE} backward passes and "
-                        "did not change. Are they in the optimizer? Give it cssoftmax.param_groups(network, loss, "
+                        f"{type(self).__name__}: its class weights received gradients in {PATIENCE} backward passes "
+                        "and did not change. Are they in the optimizer? Give it cssoftmax.param_groups(network, loss, "
                         "lr=...), or network.parameters() and loss.parameters().",
                         stacklevel=2,
                     )
@@ -275,7 +276,8 @@ class SoftmaxLoss(SimilarityLoss):
     def __init__(self, in_features: int, num_classes: int, *, bias: bool = True, **options: Unpack[Options]) -> None:
         if "scale" in options:
             raise TypeError("scale: the plain softmax has none; NormFaceLoss is the softmax of scaled cosines")
-        super().__init__(CosFace(cosine=False), in_features, num_classes, **{**options, "scale": 1.0})
+        options["scale"] = 1.0
+        super().__init__(CosFace(cosine=False), in_features, num_classes, **options)
         if bias:
             self.bias = nn.Parameter(self.weight.new_empty(num_classes))
         self.reset_parameters()
@@ -389,3 +391,34 @@ class SOSoftmaxLoss(SimilarityLoss):
     ) -> None:
         functional.check_margin(margin, num_classes, below=1.0)
         super().__init__(SOSoftmax(margin), in_features, num_classes, **options)
+
+
+LOSSES: dict[str, type[SimilarityLoss]] = {
+    "cs-softmax": CSSoftmaxLoss,
+    "softmax": SoftmaxLoss,
+    "normface": NormFaceLoss,
+    "cosface": CosFaceLoss,
+    "arcface": ArcFaceLoss,
+    "circle": CircleLoss,
+    "so-softmax": SOSoftmaxLoss,
+}
+
+
+def build(name: str, in_features: int, num_classes: int, **settings: Any) -> SimilarityLoss:
+    """The loss of that name, as the command line spells it, with its own settings (margin, scale, ...).
+
+    Raises:
+        ValueError: no loss of that name, or it has no such setting; the message lists those there are.
+
+    >>> build("cosface", 8, 3, margin=0.2)
+    CosFaceLoss(in_features=8, num_classes=3, margin=0.2, scale=9.5)
+    """
+    if name not in LOSSES:
+        raise ValueError(f"loss: {name!r} is not one of {', '.join(LOSSES)}")
+    own = inspect.signature(LOSSES[name]).parameters
+    allowed = {key for key in ("margin", "relaxation", "weight_update", "detach_update") if key in own}
+    allowed |= {"label_smoothing"} | (set() if name == "softmax" else {"scale"})
+    for key in settings:
+        if key not in allowed:
+            raise ValueError(f"{key}: {name} has no such setting; it has {', '.join(sorted(allowed))}")
+    return LOSSES[name](in_features, num_classes, **settings)

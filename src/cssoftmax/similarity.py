@@ -7,8 +7,8 @@ A *similarity* is three elementwise facts. With c the (N, C) cosines between emb
 - ``negative(c, row)``: N, the similarity to any other class, and its slope dN/dc.
 
 The logits are scale * P in the target's column and scale * N elsewhere; cross entropy does the rest. Slopes are what
-the backward pass uses, so they leave out whatever a similarity treats as constant. A ``row`` is a float, or a tensor that
-broadcasts against ``c``.
+the backward pass uses, so they leave out whatever a similarity treats as constant. A ``row`` is a float, or a tensor
+that broadcasts against ``c``.
 """
 
 import math

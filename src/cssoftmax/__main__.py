@@ -1,0 +1,5 @@
+"""``python -m cssoftmax``."""
+
+from cssoftmax.cli import main
+
+main()

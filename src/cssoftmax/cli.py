@@ -1,0 +1,299 @@
+"""The commands; flags in, one call out."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from cssoftmax import __version__, jobs, processor, report, training
+from cssoftmax.losses import LOSSES
+from cssoftmax.networks import NETWORKS
+
+P = ParamSpec("P")
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+app = typer.Typer(
+    name="cssoftmax",
+    help="Train, evaluate and explain embedding networks with CS-Softmax and its relatives.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+TRAIN_HELP = """Train a network on SOURCE and measure it on the test split.
+
+SOURCE is digits (embedded; the default), mnist, cifar10, cifar100, fsdd, esc10, a folder with one subfolder per class
+(images or sounds), a parquet file or folder, or hf:OWNER/NAME. The named ones come from the hub, or from --data-root if
+that folder has them.
+
+\b
+Examples:
+  cssoftmax train
+  cssoftmax train digits --loss softmax --output runs/softmax
+  cssoftmax train cifar10 --data-root ~/data --epochs 5 --seed 1
+  cssoftmax train photos/ --network resnet18 --image-size 64
+  cssoftmax train mnist --embedding-size 2 --output runs/plane
+  cssoftmax train --resume runs/digits-cs-softmax-0
+"""
+
+Source = Annotated[str, typer.Argument(metavar="SOURCE", show_default=True)]
+DataRoot = Annotated[
+    Path | None, typer.Option("--data-root", envvar="CSSOFTMAX_DATA", help="Folder that holds the named data sets.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
+
+
+def explained(command: Callable[P, None]) -> Callable[P, None]:
+    """A user's mistake becomes one line and exit code 1, an interruption code 130."""
+
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except training.Interrupted as stop:
+            err.print(f"interrupted: {stop}", markup=False)
+            raise typer.Exit(130) from None
+        except KeyboardInterrupt:
+            err.print("interrupted", markup=False)
+            raise typer.Exit(130) from None
+        except (ValueError, training.TrainingError, OSError, ImportError) as error:
+            if os.environ.get("CSSOFTMAX_TRACEBACK"):
+                raise
+            err.print("error: " + " ".join(str(error).split()), markup=False)
+            raise typer.Exit(1) from None
+
+    return run
+
+
+@app.callback(invoke_without_command=True)
+def top(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        out.print(__version__)
+        raise typer.Exit
+
+
+@app.command(help=TRAIN_HELP)
+@explained
+def train(
+    source: Source = "digits",
+    loss: Annotated[str, typer.Option(help=f"One of {', '.join(LOSSES)}.")] = "cs-softmax",
+    margin: Annotated[float | None, typer.Option(help="Margin factor; radians for arcface.")] = None,
+    scale: Annotated[
+        float | None, typer.Option(help="Scale factor; by default it follows the number of classes.")
+    ] = None,
+    weight_update: Annotated[float | None, typer.Option(help="Weight update factor u in [0, 1], cs-softmax.")] = None,
+    relaxation: Annotated[float | None, typer.Option(help="Relaxation factor in (0, 0.5], circle.")] = None,
+    network: Annotated[str | None, typer.Option(help=f"One of {', '.join(NETWORKS)}.")] = None,
+    width: Annotated[int | None, typer.Option(help="Channels of the network's first layer.")] = None,
+    embedding_size: Annotated[
+        int | None, typer.Option(help="Numbers in an embedding; 2 can be drawn as it is.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples a step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    class_lr_scale: Annotated[float | None, typer.Option(help="Class weights' learning rate over --lr.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Of the network's weights.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="one-cycle or cosine.")] = None,
+    warmup: Annotated[float | None, typer.Option(help="Fraction of steps in which the learning rate rises.")] = None,
+    label_smoothing: Annotated[float | None, typer.Option(help="In [0, 1].")] = None,
+    clip_norm: Annotated[float | None, typer.Option(help="Largest norm of the gradient; 0 clips nothing.")] = None,
+    ema: Annotated[float | None, typer.Option(help="Decay of the average of the weights; 0 averages nothing.")] = None,
+    mixup: Annotated[float | None, typer.Option(help="Mixup's alpha; 0 mixes nothing.")] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.", min=0)] = 0,
+    validation: Annotated[
+        float,
+        typer.Option(help="Hold out this fraction of the training split and measure on it, not on the test split."),
+    ] = 0.0,
+    test_group: Annotated[
+        str | None, typer.Option(help="Fold (esc10) or speaker (fsdd) to test on, never trained on.")
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(help="Height and width to bring the images of a folder to.")] = None,
+    amp: Annotated[str, typer.Option(help="Precision of the network: no, bf16 or fp16. The loss is float32.")] = "no",
+    cpu: Annotated[bool, typer.Option("--cpu", help="Leave a GPU unused.")] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Run folder [runs/SOURCE-LOSS-SEED].")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the run in this folder; all other settings are its own.")
+    ] = None,
+    data_root: DataRoot = None,
+    cache_dir: Annotated[Path | None, typer.Option(help="Folder of decoded data [~/.cache/cssoftmax].")] = None,
+    quiet: Quiet = False,
+) -> None:
+    if resume is not None:
+        with _Display(quiet) as display:
+            run = jobs.resume(resume, data_root=data_root, watcher=display.watcher)
+    else:
+        if amp not in ("no", "bf16", "fp16"):
+            raise ValueError(f"--amp: {amp!r} is not one of no, bf16, fp16")
+        if not 0 <= validation < 1:
+            raise ValueError(f"--validation: {validation} is outside [0, 1)")
+        _warn_of_slow_precision(amp)
+        recipe = {
+            "network": network,
+            "width": width,
+            "embedding_size": embedding_size,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "lr": lr,
+            "class_lr_scale": class_lr_scale,
+            "weight_decay": weight_decay,
+            "schedule": schedule,
+            "warmup": warmup,
+            "label_smoothing": label_smoothing,
+            "clip_norm": clip_norm,
+            "ema": ema,
+            "mixup": mixup,
+        }
+        factors = {"margin": margin, "scale": scale, "weight_update": weight_update, "relaxation": relaxation}
+        name = Path(source).name if "/" in source or Path(source).exists() else source
+        with _Display(quiet) as display:
+            run = jobs.train(
+                jobs.Source(source, data_root, cache_dir, image_size, test_group, validation),
+                output or Path("runs") / f"{name.replace(':', '-') or 'folder'}-{loss}-{seed}",
+                loss=loss,
+                loss_settings=_given(factors),
+                recipe_changes=_given(recipe),
+                seed=seed,
+                amp=amp,
+                cpu=cpu,
+                watcher=display.watcher,
+            )
+    _show([run], run)
+
+
+@app.command()
+@explained
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `cssoftmax train` wrote.")],
+    data_root: DataRoot = None,
+) -> None:
+    """Measure a trained run again on its test split, and write its report anew.
+
+    \b
+    Example:
+      cssoftmax evaluate runs/digits-cs-softmax-0
+    """
+    jobs.evaluate(run, data_root=data_root)
+    _show([run], run)
+
+
+@app.command("report")
+@explained
+def report_command(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders that `cssoftmax train` wrote.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for report.md and its pictures.")] = Path(
+        "report"
+    ),
+) -> None:
+    """Put runs side by side: one table of all measures, and pictures.
+
+    \b
+    Example:
+      cssoftmax report runs/digits-softmax-0 runs/digits-cs-softmax-0 --output runs/report
+    """
+    _show(runs, output)
+
+
+def _show(runs: Sequence[Path], folder: Path) -> None:
+    """Writes the report of the runs into a folder; prints the table of measures and the report's path."""
+    loaded = [report.load_run(run) for run in runs]
+    header, *rows = report.measures_table(loaded)
+    table = Table(*header[:1], box=None, pad_edge=False)
+    for title in header[1:]:
+        table.add_column(title, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    curves = [report.LogitCurve(**jobs.logit_curve(run)) for run in runs]  # type: ignore[arg-type]
+    path = report.write_report(runs, folder, curves=curves)
+    out.print(table)
+    out.print(f"report: {path}", markup=False)
+
+
+def _given(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _warn_of_slow_precision(amp: str) -> None:
+    if amp == "bf16" and (slowdown := processor.bfloat16_slowdown()) > 1.5:
+        err.print(
+            "warning: --amp bf16: this processor only emulates bfloat16; its matrix products take "
+            f"{slowdown:.0f} times as long as in float32. Leave --amp out unless a GPU is used.",
+            markup=False,
+        )
+
+
+class _Display:
+    """A progress bar with time left on a terminal; a line an epoch everywhere."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} steps  loss {task.fields[loss]:.4f}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=err,
+            disable=quiet or not err.is_terminal,
+            transient=True,
+        )
+        self.task = None
+        self.watcher = jobs.Watcher(self.start, self.step, self.epoch)
+        self.drawn = 0.0
+
+    def __enter__(self) -> "_Display":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def start(self, dataset: Any, recipe: Any, model: Any, epoch: int) -> None:
+        self.epochs = recipe.epochs
+        if not self.quiet:
+            size = sum(parameter.numel() for parameter in model.parameters())
+            err.print(
+                f"{dataset.name}: {len(dataset.train.target)} training and {len(dataset.test.target)} evaluation "
+                f"samples, {len(dataset.classes)} classes; {recipe.network}, {size:,} parameters; {model.loss}; "
+                f"epochs {epoch + 1} to {recipe.epochs}",
+                markup=False,
+            )
+        self.bar.start()
+
+    def step(self, progress: training.Progress) -> None:
+        now = time.monotonic()
+        if self.bar.disable or (now - self.drawn < 0.1 and progress.step < progress.steps):
+            return
+        self.drawn = now
+        if self.task is None:
+            self.task = self.bar.add_task("training", total=progress.steps, loss=0.0)
+        self.bar.update(self.task, completed=progress.step, loss=progress.loss_sum / max(progress.samples, 1))
+
+    def epoch(self, metrics: dict[str, float]) -> None:
+        if not self.quiet:
+            err.print(
+                f"epoch {metrics['epoch']:.0f}/{self.epochs}  train_loss {metrics['train_loss']:.4f}  "
+                f"train_accuracy {metrics['train_accuracy']:.4f}  eval_loss {metrics['eval_loss']:.4f}  "
+                f"eval_accuracy {metrics['eval_accuracy']:.4f}  seconds {metrics['seconds']:.1f}",
+                markup=False,
+            )
+
+
+def main() -> None:
+    """The ``cssoftmax`` command."""
+    app()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""Random changes of training batches. All randomness is drawn from torch's global CPU generator."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Augmentation = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class ImageAugment:
+    """What may happen to each image of a batch; the defaults change nothing.
+
+    Attributes:
+        flip: mirror half of the images left to right.
+        crop_padding: shift by up to so many pixels, the border filled by reflection.
+        rotation: turn by up to so many degrees.
+        translation: shift by up to this share of height and width.
+        scale: resize by a factor from ``1 - scale`` to ``1 + scale``.
+        cutout: side in pixels of a square that is set to zero.
+    """
+
+    flip: bool = False
+    crop_padding: int = 0
+    rotation: float = 0.0
+    translation: float = 0.0
+    scale: float = 0.0
+    cutout: int = 0
+
+
+@dataclass(frozen=True)
+class SoundAugment:
+    """What may happen to each log-mel spectrogram of a batch (SpecAugment); the defaults change nothing.
+
+    Attributes:
+        time_mask: longest run of frames set to the spectrogram's mean.
+        frequency_mask: widest run of mel bands set to the spectrogram's mean.
+        shift: move in time by up to so many frames, what leaves at one end coming back at the other.
+    """
+
+    time_mask: int = 0
+    frequency_mask: int = 0
+    shift: int = 0
+
+
+def image_augmentation(config: ImageAugment) -> Augmentation:
+    """Augmentation of float images (N, channels, H, W), scaled or normalised; shape, dtype and device are kept.
+
+    >>> import torch
+    >>> augment = image_augmentation(ImageAugment(flip=True, crop_padding=4))
+    >>> augment(torch.rand(8, 3, 32, 32)).shape
+    torch.Size([8, 3, 32, 32])
+    """
+    steps: list[Augmentation] = []
+    # Flip and crop are plain indexing: kornia 0.9 takes 16 ms for both on 512 images of 32 x 32, this takes 4 ms.
+    if config.flip:
+        steps.append(random_flip)
+    if config.crop_padding:
+        steps.append(lambda images: random_crop(images, config.crop_padding))
+    if config.rotation or config.translation or config.scale:
+        steps.append(_affine(config))
+    if config.cutout:
+        steps.append(lambda images: _cutout(config.cutout, images.shape[-2], images.shape[-1])(images))
+    return _chain(steps)
+
+
+def sound_augmentation(config: SoundAugment) -> Augmentation:
+    """Augmentation of log-mel spectrograms (N, 1, mels, frames); shape, dtype and device are kept.
+
+    >>> import torch
+    >>> augment = sound_augmentation(SoundAugment(time_mask=8, frequency_mask=8, shift=4))
+    >>> augment(torch.rand(8, 1, 64, 63)).shape
+    torch.Size([8, 1, 64, 63])
+    """
+    steps: list[Augmentation] = []
+    if config.shift:
+        steps.append(lambda inputs: random_shift(inputs, config.shift))
+    if config.time_mask:
+        steps.append(lambda inputs: random_mask(inputs, config.time_mask, dim=3))
+    if config.frequency_mask:
+        steps.append(lambda inputs: random_mask(inputs, config.frequency_mask, dim=2))
+    return _chain(steps)
+
+
+def mixup(inputs: Tensor, target: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Mix each sample of a batch with another one.
+
+    The loss of the mixture is ``lam * loss(logits, target_a) + (1 - lam) * loss(logits, target_b)``.
+
+    Args:
+        inputs: float images or spectrograms (N, channels, H, W).
+        target: classes (N,).
+        alpha: both parameters of the beta distribution that ``lam`` is drawn from, over 0.
+
+    Returns:
+        ``lam * inputs + (1 - lam) * inputs[order]``, ``target``, ``target[order]`` and ``lam``, with one random order.
+
+    >>> import torch
+    >>> mixed, target_a, target_b, lam = mixup(torch.rand(4, 1, 8, 8), torch.arange(4), alpha=0.2)
+    >>> mixed.shape, 0 <= lam <= 1
+    (torch.Size([4, 1, 8, 8]), True)
+    """
+    # A beta variate is the share of one gamma variate in two; doubles, since small alphas underflow floats.
+    gamma = torch._standard_gamma(torch.full((2,), alpha, dtype=torch.float64))
+    lam = float(gamma[0] / gamma.sum()) if gamma.sum() > 0 else 1.0
+    order = torch.randperm(len(inputs)).to(inputs.device)
+    return torch.lerp(inputs[order], inputs, lam), target, target[order], lam
+
+
+def random_flip(images: Tensor) -> Tensor:
+    """Mirror half of the images (N, channels, H, W) left to right."""
+    mirrored = (torch.rand(len(images)) < 0.5).to(images.device)
+    return torch.where(mirrored[:, None, None, None], images.flip(3), images)
+
+
+def random_crop(images: Tensor, padding: int) -> Tensor:
+    """Shift images (N, channels, H, W) by up to ``padding`` pixels; the border is filled by reflection."""
+    number, _, height, width = images.shape
+    windows = F.pad(images, (padding,) * 4, mode="reflect").unfold(2, height, 1).unfold(3, width, 1)
+    top, left = torch.randint(0, 2 * padding + 1, (2, number)).to(images.device)
+    return windows[torch.arange(number, device=images.device), :, top, left]
+
+
+def random_shift(inputs: Tensor, frames: int) -> Tensor:
+    """Roll each sample (N, channels, H, W) along its last axis by up to ``frames`` either way."""
+    number, _, _, width = inputs.shape
+    shift = torch.randint(-frames, frames + 1, (number, 1)).to(inputs.device)
+    columns = (torch.arange(width, device=inputs.device) - shift) % width
+    return inputs.gather(3, columns[:, None, None, :].expand_as(inputs))
+
+
+def random_mask(inputs: Tensor, widest: int, dim: int) -> Tensor:
+    """Set a run of up to ``widest`` positions along ``dim`` of each sample (N, channels, H, W) to the sample's mean."""
+    number, size = len(inputs), inputs.shape[dim]
+    width = torch.randint(0, min(widest, size) + 1, (number, 1))
+    start = (torch.rand(number, 1) * (size - width + 1)).long()
+    position = torch.arange(size)
+    masked = ((position >= start) & (position < start + width)).to(inputs.device)
+    shape = [number, 1, 1, 1]
+    shape[dim] = size
+    return torch.where(masked.view(shape), inputs.mean(dim=(1, 2, 3), keepdim=True), inputs)
+
+
+def _affine(config: ImageAugment) -> nn.Module:
+    from kornia.augmentation import RandomAffine
+
+    module: nn.Module = RandomAffine(
+        degrees=config.rotation,
+        translate=(config.translation, config.translation),
+        scale=(1 - config.scale, 1 + config.scale),
+        padding_mode="reflection",
+        p=1.0,
+    )
+    return module
+
+
+@cache
+def _cutout(side: int, height: int, width: int) -> nn.Module:
+    from kornia.augmentation import RandomErasing
+
+    share = min(side * side / (height * width), 1.0)
+    module: nn.Module = RandomErasing(scale=(share, share), ratio=(1.0, 1.0), p=1.0)
+    return module
+
+
+def _chain(steps: list[Augmentation]) -> Augmentation:
+    def augment(inputs: Tensor) -> Tensor:
+        for step in steps:
+            inputs = step(inputs)
+        return inputs
+
+    return augment

@@ -1,0 +1,263 @@
+"""Data sets as tensors: load, split, and measure them."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cssoftmax.data.cache import FORMAT, Samples, default_cache_dir, read_cache, write_cache
+from cssoftmax.data.image import decode_images, resize_crop, stack_images
+from cssoftmax.data.sound import NAMED, decode_sounds
+from cssoftmax.data.sources import DataError, Kind, Table, find_source, natural_key
+
+
+@dataclass(frozen=True)
+class Split:
+    """Samples with their classes.
+
+    Attributes:
+        inputs: images, uint8 (N, channels, H, W), or log-mel spectrograms in decibels, float32 (N, 1, mels, frames).
+        target: index of the class of each sample, int64 (N,).
+        groups: fold or speaker of each sample, where the data set has them.
+    """
+
+    inputs: Tensor
+    target: Tensor
+    groups: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set of images or sounds in classes, whole in memory.
+
+    Attributes:
+        name: short name.
+        kind: "image" or "sound".
+        classes: names of the classes, by index.
+        train: samples to train on.
+        test: samples held out.
+        fingerprint: hash of the content, the decoding and the split.
+    """
+
+    name: str
+    kind: Kind
+    classes: tuple[str, ...]
+    train: Split
+    test: Split
+    fingerprint: str
+
+
+def load_dataset(
+    source: str,
+    *,
+    data_root: Path | None = None,
+    cache_dir: Path | None = None,
+    image_size: int | None = None,
+    test_group: str | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """Load a data set by name, from a folder, from parquet files or from the Hugging Face hub.
+
+    Decoded samples are cached, keyed by the content, so that the next load is fast.
+
+    Args:
+        source: one of
+
+            - ``digits`` (scikit-learn's, 8 x 8), ``mnist``, ``cifar10``, ``cifar100`` (fine labels), ``fsdd`` (spoken
+              digits), ``esc10`` (environmental sounds);
+            - a folder with one subfolder per class, or with ``train`` and ``test`` (or ``val``) folders of such;
+            - a parquet file, or a folder of them, in the layout of the hub (``train-*.parquet``, ``test-*.parquet``);
+            - ``hf:owner/name`` on the hub.
+        data_root: folder in which named data sets and hub ids are looked for before the hub, as
+            ``data_root/mnist/*.parquet``; by default ``$CSSOFTMAX_DATA``.
+        cache_dir: folder for decoded samples; by default ``$CSSOFTMAX_CACHE`` or ``~/.cache/cssoftmax``.
+        image_size: side in pixels to which images are resized (shorter side) and cut (square centre). By default
+            images of one common size (at most 256) keep it, and others get 32.
+        test_group: fold or speaker to test on; training leaves it out. By default the official split; where there is
+            none, the first group (fold "1" of esc10); where there are no groups, a fifth of each class (of ``digits``
+            30 percent), picked by a hash of the file name so that the split is stable.
+        seed: changes that picked part; no official split depends on it.
+
+    Raises:
+        DataError: the data are missing, unknown, damaged or not fit to train on; one line that names the remedy.
+
+    >>> digits = load_dataset("digits")
+    >>> digits.train.inputs.shape, len(digits.test.target)
+    (torch.Size([1258, 1, 8, 8]), 539)
+    """
+    if image_size is not None and image_size < 1:
+        raise DataError(f"--image-size {image_size}: must be at least 1 pixel")
+    if source == "digits":
+        name, key, samples = "digits", f"digits {image_size}", _digits(image_size)
+    else:
+        found = find_source(source, _data_root(data_root))
+        parameters = NAMED.get(found.name)
+        name = found.name
+        described = [FORMAT, name, found.digest, image_size, parameters and asdict(parameters)]
+        key = _hash(json.dumps(described))
+        path = (cache_dir or default_cache_dir()) / f"{name}-{key}.safetensors"
+        cached = read_cache(path)
+        if cached is None:
+            table = found.read()
+            inputs = decode_images(table, image_size) if table.kind == "image" else decode_sounds(table, parameters)
+            samples = _samples(table, inputs)
+            write_cache(path, samples)
+        else:
+            samples = cached
+        if samples.kind == "sound" and image_size is not None:
+            raise DataError(f"--image-size {image_size}: {source} holds sounds; leave the size away")
+    is_test = _is_test(samples, name, test_group, seed)
+    train, test = _take(samples, ~is_test), _take(samples, is_test)
+    _check(name, samples.classes, train, test)
+    fingerprint = _hash(key, samples.target.numpy().tobytes(), is_test.numpy().tobytes())
+    return Dataset(name, samples.kind, samples.classes, train, test, fingerprint)
+
+
+def validation_split(dataset: Dataset, fraction: float, seed: int) -> Dataset:
+    """Carve a stratified part off the train split to choose settings by; the real test split is dropped.
+
+    Args:
+        dataset: the data set.
+        fraction: share of each class of the train split to validate on, over 0 and under 1.
+        seed: picks the part.
+
+    Returns:
+        The data set whose ``test`` is the carved part and whose ``train`` is the rest.
+
+    Raises:
+        DataError: the fraction is out of range, or no class has two samples.
+
+    >>> part = validation_split(load_dataset("digits"), 0.2, seed=0)
+    >>> len(part.train.target), len(part.test.target)
+    (1005, 252)
+    """
+    if not 0 < fraction < 1:
+        raise DataError(f"validation fraction {fraction}: must be over 0 and under 1")
+    train = dataset.train
+    held_out = stratified_mask(train.target, [str(index) for index in range(len(train.target))], fraction, seed)
+    if not held_out.any():
+        raise DataError(f"{dataset.name}: no class has two training samples; add samples, or do not validate")
+    fingerprint = _hash(dataset.fingerprint, f"validation {fraction} {seed}")
+    rest, part = _select(train, ~held_out), _select(train, held_out)
+    return replace(dataset, train=rest, test=part, fingerprint=fingerprint)
+
+
+def channel_statistics(split: Split) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel, float32 (channels,): of images scaled to [0, 1], of sounds in dB.
+
+    >>> mean, std = channel_statistics(load_dataset("digits").train)
+    >>> mean.shape, std.shape
+    (torch.Size([1]), torch.Size([1]))
+    """
+    scale = 255.0 if split.inputs.dtype == torch.uint8 else 1.0
+    total = torch.zeros(split.inputs.shape[1], dtype=torch.float64)
+    squares = torch.zeros_like(total)
+    for chunk in torch.split(split.inputs, 4096):
+        values = chunk.double() / scale
+        total += values.sum(dim=(0, 2, 3))
+        squares += values.square().sum(dim=(0, 2, 3))
+    count = split.inputs[:, 0].numel()
+    mean = total / count
+    return mean.float(), (squares / count - mean.square()).clamp(min=0).sqrt().float()
+
+
+def stratified_mask(target: Tensor, names: Sequence[str], fraction: float, seed: int) -> Tensor:
+    """Pick a share of each class by a hash of the samples' names: bool (N,).
+
+    The order of the samples does not matter, and one more sample moves at most one other. At least one sample of a
+    class is picked and at least one is not; a class of one sample is not picked.
+    """
+    hashes = [hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest() for name in names]
+    order = torch.from_numpy(np.argsort(np.array(hashes, dtype="S8"), kind="stable"))
+    mask = torch.zeros(len(target), dtype=torch.bool)
+    for label in sorted(set(target.tolist())):
+        members = order[target[order] == label]
+        picked = min(max(round(len(members) * fraction), 1), len(members) - 1)
+        mask[members[:picked]] = True
+    return mask
+
+
+def _digits(image_size: int | None) -> Samples:
+    from sklearn.datasets import load_digits
+
+    images, target = load_digits(return_X_y=True)
+    arrays = np.round(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    if image_size is not None:
+        arrays = np.stack([np.asarray(resize_crop(Image.fromarray(array), image_size)) for array in arrays])
+    return Samples(
+        kind="image",
+        classes=tuple("0123456789"),
+        inputs=stack_images(arrays),
+        target=torch.from_numpy(target).long(),
+        is_test=None,
+        groups=None,
+        names=tuple(str(index) for index in range(len(target))),
+    )
+
+
+def _samples(table: Table, inputs: Tensor) -> Samples:
+    return Samples(
+        kind=table.kind,
+        classes=table.classes,
+        inputs=inputs,
+        target=torch.tensor(table.target),
+        is_test=None if table.is_test is None else torch.tensor(table.is_test),
+        groups=table.groups,
+        names=table.names,
+    )
+
+
+def _data_root(data_root: Path | None) -> Path | None:
+    if data_root is not None:
+        return data_root.expanduser()
+    root = os.environ.get("CSSOFTMAX_DATA")
+    return Path(root).expanduser() if root else None
+
+
+def _is_test(samples: Samples, name: str, test_group: str | None, seed: int) -> Tensor:
+    groups = sorted(set(samples.groups or ()), key=natural_key)
+    if test_group is not None and test_group not in groups:
+        choice = f"choose from {', '.join(groups)}" if groups else f"{name} has no groups, leave it away"
+        raise DataError(f"--test-group {test_group}: unknown; {choice}")
+    if test_group is None and samples.is_test is not None:
+        return samples.is_test
+    if samples.groups is not None:
+        held_out = test_group or groups[0]
+        return torch.tensor([group == held_out for group in samples.groups])
+    return stratified_mask(samples.target, samples.names, 0.3 if name == "digits" else 0.2, seed)
+
+
+def _take(samples: Samples, mask: Tensor) -> Split:
+    return _select(Split(samples.inputs, samples.target, samples.groups), mask)
+
+
+def _select(split: Split, mask: Tensor) -> Split:
+    groups = split.groups
+    chosen = None if groups is None else tuple(groups[index] for index in mask.nonzero().flatten().tolist())
+    return Split(split.inputs[mask], split.target[mask], chosen)
+
+
+def _check(name: str, classes: Sequence[str], train: Split, test: Split) -> None:
+    trained = set(train.target.tolist())
+    if len(classes) < 2 or len(trained) < 2:
+        raise DataError(f"{name}: only one class ({', '.join(classes)}) to train on; give at least two")
+    unseen = set(test.target.tolist()) - trained
+    if unseen:
+        listed = ", ".join(classes[index] for index in sorted(unseen)[:5])
+        raise DataError(f"{name}: no training samples of the tested classes {listed}; add some")
+    if not len(test.target):
+        raise DataError(f"{name}: no samples to test on; give every class at least two")
+
+
+def _hash(*parts: str | bytes) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(part.encode() if isinstance(part, str) else part)
+    return digest.hexdigest()

@@ -1,0 +1,136 @@
+"""Decode sounds to log-mel spectrograms."""
+
+import io
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cssoftmax.data.progress import track
+from cssoftmax.data.sources import DataError, Table
+
+Array = np.ndarray[Any, Any]
+
+BATCH = 64
+"""Sounds that are transformed together."""
+DYNAMIC_RANGE = 80.0
+"""Decibels below a clip's loudest value at which the spectrogram is cut."""
+
+
+@dataclass(frozen=True)
+class LogMel:
+    """How a sound becomes a log-mel spectrogram (mels, frames).
+
+    Attributes:
+        sample_rate: rate in Hz to which sounds are resampled.
+        duration: seconds to which sounds are cut or zero-padded, about their centre.
+        mels: number of mel bands.
+        n_fft: window of the Fourier transform, in samples.
+        hop: samples from one frame to the next.
+    """
+
+    sample_rate: int
+    duration: float
+    mels: int = 64
+    n_fft: int = 1024
+    hop: int = 512
+
+
+NAMED = {
+    "fsdd": LogMel(sample_rate=8000, duration=1.0, mels=64, n_fft=512, hop=128),
+    "esc10": LogMel(sample_rate=22050, duration=5.0, mels=64, n_fft=1024, hop=512),
+}
+"""Parameters of the named data sets: 64 x 63 for fsdd, 64 x 216 for esc10."""
+
+
+def decode_sounds(table: Table, parameters: LogMel | None = None) -> Tensor:
+    """Decode the sounds of a table into one float32 tensor (N, 1, mels, frames) of decibels, -80 to 0.
+
+    Channels are mixed to one. By default the rate is the commonest of the data, at most 22,050 Hz, and the duration
+    the 95th percentile of theirs, at most 10 s.
+
+    Raises:
+        DataError: a sound cannot be decoded or is empty; the message names it.
+    """
+    parameters = parameters or _default_parameters(table)
+    samples = round(parameters.duration * parameters.sample_rate)
+    batches = [range(start, min(start + BATCH, len(table.data))) for start in range(0, len(table.data), BATCH)]
+    spectrograms = []
+    for batch in track(batches, len(batches), "decoding sounds"):
+        waveforms = [_read(table.data[index], table.describe(index), parameters.sample_rate) for index in batch]
+        spectrograms.append(log_mel(np.stack([_centre(waveform, samples) for waveform in waveforms]), parameters))
+    return torch.from_numpy(np.concatenate(spectrograms)[:, None])
+
+
+def log_mel(waveforms: Array, parameters: LogMel) -> Array:
+    """Log-mel spectrograms (N, mels, frames), float32, of mono waveforms (N, samples) at ``parameters.sample_rate``.
+
+    In decibels below the loudest value of each, down to -80; silence is -80 throughout.
+
+    >>> import numpy as np
+    >>> log_mel(np.zeros((2, 8000), np.float32), LogMel(sample_rate=8000, duration=1.0)).shape
+    (2, 64, 16)
+    """
+    import librosa
+
+    power = librosa.feature.melspectrogram(
+        y=waveforms,
+        sr=parameters.sample_rate,
+        n_fft=parameters.n_fft,
+        hop_length=parameters.hop,
+        n_mels=parameters.mels,
+    )
+    loudest = power.max(axis=(1, 2), keepdims=True)
+    relative = np.divide(power, loudest, out=np.zeros_like(power), where=loudest > 0)
+    return np.asarray(10 * np.log10(np.maximum(relative, 10 ** (-DYNAMIC_RANGE / 10))), np.float32)
+
+
+def _centre(waveform: Array, samples: int) -> Array:
+    """Cut or zero-pad to ``samples``, keeping the centre."""
+    spare = samples - len(waveform)
+    if spare < 0:
+        return waveform[-spare // 2 :][:samples]
+    return np.pad(waveform, (spare // 2, spare - spare // 2))
+
+
+def _read(data: bytes | Path, name: str, rate: int) -> Array:
+    """Decode one sound to a mono waveform (samples,) at a rate in Hz."""
+    import librosa
+    import soundfile
+
+    try:
+        channels, sample_rate = soundfile.read(
+            io.BytesIO(data) if isinstance(data, bytes) else str(data), dtype="float32", always_2d=True
+        )
+    except (soundfile.SoundFileError, OSError, TypeError) as error:
+        raise DataError(f"{name}: cannot be decoded ({error}); replace or remove it") from None
+    if not len(channels):
+        raise DataError(f"{name}: an empty sound; replace or remove it")
+    if not np.isfinite(channels).all():
+        raise DataError(f"{name}: holds values that are not numbers; replace or remove it")
+    waveform = channels.mean(axis=1)
+    return np.asarray(librosa.resample(waveform, orig_sr=sample_rate, target_sr=rate))
+
+
+def _default_parameters(table: Table) -> LogMel:
+    import soundfile
+
+    rates, durations = [], []
+    for index, data in enumerate(table.data):
+        try:
+            info = soundfile.info(io.BytesIO(data) if isinstance(data, bytes) else str(data))
+        except (soundfile.SoundFileError, OSError, TypeError) as error:
+            raise DataError(f"{table.describe(index)}: cannot be decoded ({error}); replace or remove it") from None
+        rates.append(info.samplerate)
+        durations.append(info.duration)
+    sample_rate = min(Counter(rates).most_common(1)[0][0], 22050)
+    # A window of about 50 ms, as in the named data sets.
+    n_fft = 2 ** round(math.log2(sample_rate / 20))
+    # Rounded up to 10 ms, so that equal sounds of an odd length stay whole.
+    duration = min(math.ceil(100 * float(np.quantile(durations, 0.95))) / 100, 10.0)
+    return LogMel(sample_rate, duration, n_fft=n_fft, hop=n_fft // 2)

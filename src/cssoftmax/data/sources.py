@@ -1,0 +1,352 @@
+"""Where the samples come from: a name, a folder, parquet files or the Hugging Face hub, all read to one ``Table``."""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Kind = Literal["image", "sound"]
+
+HUB_IDS = {
+    "mnist": "ylecun/mnist",
+    "cifar10": "uoft-cs/cifar10",
+    "cifar100": "uoft-cs/cifar100",
+    "fsdd": "mteb/free-spoken-digit-dataset",
+    "esc10": "ashraq/esc50",
+}
+"""Named data sets and their homes on the hub. ESC-10 is the part of ESC-50 that its column ``esc10`` marks."""
+
+NAMES = ("digits", *HUB_IDS)
+
+IMAGE_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+SOUND_SUFFIXES = frozenset((".aif", ".aiff", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav"))
+
+INPUT_COLUMNS: dict[str, Kind] = {"image": "image", "img": "image", "audio": "sound", "sound": "sound"}
+LABEL_COLUMNS = ("fine_label", "label", "labels", "category", "class", "target")
+GROUP_COLUMNS = ("fold", "speaker", "group")
+
+# The words that the hub recognises in file and folder names.
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
+}
+
+
+class DataError(ValueError):
+    """A mistake in the data or in how they were asked for; the message is one line that names it and the remedy."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Records of a data set, still encoded.
+
+    ``data`` holds the encoded files (or their paths), ``names`` a name of each record under ``root``; ``is_test`` is
+    None where the source has no test split, ``groups`` where it has no folds or speakers.
+    """
+
+    kind: Kind
+    root: str
+    data: Sequence[bytes | Path]
+    names: tuple[str, ...]
+    target: tuple[int, ...]
+    classes: tuple[str, ...]
+    is_test: tuple[bool, ...] | None
+    groups: tuple[str, ...] | None
+
+    def describe(self, index: int) -> str:
+        return f"{self.root}/{self.names[index]}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set that was found: its name, a digest of its content, and how to read it."""
+
+    name: str
+    digest: str
+    read: Callable[[], Table]
+
+
+@dataclass(frozen=True)
+class _Record:
+    data: bytes | Path
+    name: str
+    label: str
+    split: str
+    group: str | None
+
+
+def find_source(source: str, data_root: Path | None) -> Source:
+    """Find a data set by name, path or hub id, and hash its content.
+
+    Raises:
+        DataError: the source is unknown, cannot be reached, or holds no classes of images or sounds.
+    """
+    if source in HUB_IDS or source.startswith("hf:"):
+        hub_id = HUB_IDS.get(source, source.removeprefix("hf:"))
+        name = source if source in HUB_IDS else hub_id.split("/")[-1]
+        if data_root is not None and not data_root.is_dir():
+            raise DataError(f"--data-root {data_root}: no such folder; give one that holds {name}/")
+        if data_root is not None and (data_root / name).is_dir():
+            return _local_source(name, data_root / name)
+        return _hub_source(name, hub_id, data_root)
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise DataError(
+            f"unknown data set {source!r}: not one of {', '.join(NAMES)}, not a folder or parquet file, "
+            "and not hf:owner/name"
+        )
+    return _local_source(path.resolve().stem if path.is_file() else path.resolve().name, path)
+
+
+def _local_source(name: str, path: Path) -> Source:
+    root = path.parent if path.is_file() else path
+    files = [path] if path.is_file() else _files(path, {".parquet"})
+    if path.is_file() and path.suffix != ".parquet":
+        raise DataError(f"{path}: not a parquet file; give a .parquet file or a folder with one subfolder per class")
+    if files:
+        return Source(name, _digest(root, files), lambda: _read_parquet(name, root, files))
+    entries = _class_files(root)
+    return Source(name, _digest(root, [file for file, _, _ in entries]), lambda: _read_folder(root, entries))
+
+
+def _files(folder: Path, suffixes: Iterable[str]) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def _digest(root: Path, files: Sequence[Path]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "blake2b").hexdigest()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from None
+        digest.update(f"{path.relative_to(root).as_posix()}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
+# Folders with one subfolder per class
+
+
+def _class_files(root: Path) -> list[tuple[Path, str, str]]:
+    """Files of a folder data set as (path, class, split), sorted."""
+    folders = _subfolders(root)
+    train = next((folder for folder in folders if SPLIT_WORDS.get(folder.name.lower()) == "train"), None)
+    # A class may be called "train" too; a split folder is one that holds class folders.
+    if train is not None and _subfolders(train):
+        splits = [
+            (folder, SPLIT_WORDS[folder.name.lower()]) for folder in folders if folder.name.lower() in SPLIT_WORDS
+        ]
+    else:
+        splits = [(root, "")]
+    entries = []
+    for parent, split in splits:
+        class_folders = _subfolders(parent)
+        if not class_folders:
+            raise DataError(f"{parent}: no class folders; put the images or sounds into one subfolder per class")
+        for folder in class_folders:
+            files = _files(folder, IMAGE_SUFFIXES | SOUND_SUFFIXES)
+            if not files:
+                raise DataError(f"{folder}: no images or sounds in this class folder; fill it or remove it")
+            entries += [(file, folder.name, split) for file in files]
+    return entries
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _read_folder(root: Path, entries: Sequence[tuple[Path, str, str]]) -> Table:
+    sounds = [file for file, _, _ in entries if file.suffix.lower() in SOUND_SUFFIXES]
+    if 0 < len(sounds) < len(entries):
+        raise DataError(f"{root}: holds both images and sounds (such as {sounds[0].name}); keep them in two folders")
+    records = [_Record(file, file.relative_to(root).as_posix(), label, split, None) for file, label, split in entries]
+    return _table("sound" if sounds else "image", str(root), records, ())
+
+
+# Parquet files and the hub
+
+
+def _read_parquet(name: str, root: Path, files: Sequence[Path]) -> Table:
+    import datasets
+    import pyarrow
+    import pyarrow.parquet
+
+    parts = []
+    for path in files:
+        relative = path.relative_to(root).as_posix()
+        try:
+            table = datasets.Dataset(pyarrow.parquet.ParquetFile(path).read())
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DataError(f"{path}: not a readable parquet file ({_first_line(error)}); fetch it again") from None
+        parts.append((relative, _split_word(relative), table))
+    return _read_parts(name, str(root), parts)
+
+
+def _split_word(name: str) -> str:
+    return next((SPLIT_WORDS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLIT_WORDS), "")
+
+
+def _hub_source(name: str, hub_id: str, data_root: Path | None) -> Source:
+    import datasets
+    import huggingface_hub
+
+    # The client retries for half a minute before it says that there is no connection; asking first takes a moment, and
+    # told that it is offline it still loads what it fetched before.
+    offline, reason = datasets.config.HF_HUB_OFFLINE, None
+    try:
+        huggingface_hub.HfApi().dataset_info(hub_id, timeout=10)
+    except Exception as error:  # the client raises its own, the network library's and the operating system's errors
+        datasets.config.HF_HUB_OFFLINE, reason = True, error
+    try:
+        splits = datasets.load_dataset(hub_id)
+    except Exception as error:
+        looked = f"{data_root} has no folder {name}, and " if data_root is not None else ""
+        raise DataError(
+            f"{looked}{hub_id} cannot be fetched from the Hugging Face hub ({_first_line(reason or error)}); connect "
+            f"to the internet, or put its parquet files into DIR/{name} and give --data-root DIR"
+        ) from None
+    finally:
+        datasets.config.HF_HUB_OFFLINE = offline
+    only = len(splits) == 1
+    table = _read_parts(
+        name, f"hf:{hub_id}", [(split, "" if only else _split_word(split), part) for split, part in splits.items()]
+    )
+    digest = hashlib.blake2b(digest_size=16)
+    for item, record, label in zip(table.data, table.names, table.target, strict=True):
+        content = item if isinstance(item, bytes) else item.read_bytes()
+        digest.update(f"{record}\0{label}\0{len(content)}\n".encode())
+        digest.update(content)
+    return Source(name, digest.hexdigest(), lambda: table)
+
+
+def _read_parts(name: str, root: str, parts: Sequence[tuple[str, str, Any]]) -> Table:
+    """Read ``datasets.Dataset`` parts given as (name, split, part)."""
+    import datasets
+
+    records: list[_Record] = []
+    order: list[str] = []
+    kinds: set[Kind] = set()
+    for part_name, split, part in parts:
+        where = f"{root}/{part_name}"
+        if name == "esc10" and "esc10" in part.column_names:
+            part = part.filter(lambda marked: marked, input_columns="esc10")
+        input_column, kind = _input_column(part.features, where)
+        label_column = _label_column(part.features, where)
+        group_column = next((column for column in GROUP_COLUMNS if column in part.column_names), None)
+        arrow = part.with_format("arrow")[:]
+        labels = _texts(arrow, part.features, label_column)
+        if None in labels:
+            raise DataError(
+                f"{where}: row {labels.index(None)} has no label in column {label_column!r}; label it or remove it"
+            )
+        groups = _texts(arrow, part.features, group_column) if group_column else [None] * len(labels)
+        feature = part.features[label_column]
+        order += feature.names if isinstance(feature, datasets.ClassLabel) else []
+        kinds.add(kind)
+        for row, (data, label, group) in enumerate(
+            zip(_contents(arrow.column(input_column), where), labels, groups, strict=True)
+        ):
+            records.append(_Record(data, f"{part_name} row {row}", str(label), split, group))
+    if len(kinds) > 1:
+        raise DataError(f"{root}: holds both images and sounds; keep them in two folders")
+    if not records:
+        raise DataError(f"{root}: no rows in it; give files with at least two classes")
+    return _table(kinds.pop(), root, records, order)
+
+
+def _input_column(features: Any, where: str) -> tuple[str, Kind]:
+    import datasets
+
+    typed: list[tuple[str, Kind]] = [
+        (column, "image" if isinstance(feature, datasets.Image) else "sound")
+        for column, feature in features.items()
+        if isinstance(feature, datasets.Image | datasets.Audio)
+    ]
+    usual = [(column, kind) for column, kind in INPUT_COLUMNS.items() if column in features]
+    found = typed or usual
+    if not found:
+        raise DataError(
+            f"{where}: no image or audio column among {', '.join(features)}; name it 'image' or 'audio', of "
+            "encoded files"
+        )
+    return found[0]
+
+
+def _label_column(features: Any, where: str) -> str:
+    import datasets
+
+    usual = [column for column in LABEL_COLUMNS if column in features]
+    typed = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    if usual:
+        return usual[0]
+    if len(typed) == 1:
+        return str(typed[0])
+    raise DataError(f"{where}: no label column among {', '.join(features)}; name the one with the classes 'label'")
+
+
+def _texts(arrow: Any, features: Any, column: str) -> list[str | None]:
+    """Values of a column of classes, strings or integers as text; None where missing."""
+    values = arrow.column(column).to_pylist()
+    names = getattr(features[column], "names", None)
+    if names is None:
+        return [None if value is None else str(value) for value in values]
+    return [names[value] if value is not None and 0 <= value < len(names) else None for value in values]
+
+
+def _contents(column: Any, where: str) -> list[bytes | Path]:
+    """Encoded files of a column of bytes, or of structs of bytes and path."""
+    contents: list[bytes | Path] = []
+    for chunk in column.chunks:
+        for value in chunk.to_pylist():
+            content, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+            if isinstance(content, bytes):
+                contents.append(content)
+            elif path is not None and Path(path).is_file():
+                contents.append(Path(path))
+            else:
+                raise DataError(
+                    f"{where}: row {len(contents)} holds no encoded file; remove the row or embed its bytes"
+                )
+    return contents
+
+
+def _table(kind: Kind, root: str, records: Sequence[_Record], order: Sequence[str]) -> Table:
+    """Assemble records; classes in the given order, else sorted. A validation split stands in for a missing test."""
+    splits = Counter(record.split for record in records)
+    test_split = "test" if splits["test"] else "validation"
+    if splits[test_split]:
+        records = [record for record in records if record.split in ("train", "", test_split)]
+        if not splits["train"] and not splits[""]:
+            raise DataError(f"{root}: has a {test_split} split but no train split; add it")
+    present = {record.label for record in records}
+    classes = [name for name in dict.fromkeys(order) if name in present] or sorted(present, key=natural_key)
+    index = {name: number for number, name in enumerate(classes)}
+    groups = [record.group for record in records if record.group is not None]
+    return Table(
+        kind=kind,
+        root=root,
+        data=[record.data for record in records],
+        names=tuple(record.name for record in records),
+        target=tuple(index[record.label] for record in records),
+        classes=tuple(classes),
+        is_test=tuple(record.split == test_split for record in records) if splits[test_split] else None,
+        groups=tuple(groups) if len(groups) == len(records) else None,
+    )
+
+
+def natural_key(text: str) -> tuple[bool, int, str]:
+    """Sort key that puts numbers first and in order, then other text."""
+    return (not text.isdecimal(), int(text) if text.isdecimal() else 0, text)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0].strip() or type(error).__name__

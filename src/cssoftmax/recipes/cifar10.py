@@ -1,0 +1,14 @@
+"""CIFAR-10, 32x32, a narrow ResNet-9: minutes on two CPU cores."""
+
+from cssoftmax.data.augment import ImageAugment
+from cssoftmax.recipes.recipe import Recipe
+
+RECIPE = Recipe(
+    network="resnet9",
+    width=16,
+    embedding_size=128,
+    epochs=10,
+    batch_size=256,
+    lr=0.2,
+    augment=ImageAugment(flip=True, crop_padding=4),
+)

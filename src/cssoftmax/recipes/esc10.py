@@ -1,0 +1,15 @@
+"""ESC-10, log-mel spectrograms of five-second recordings: minutes on two CPU cores."""
+
+from cssoftmax.data.augment import SoundAugment
+from cssoftmax.recipes.recipe import Recipe
+
+RECIPE = Recipe(
+    network="melnet",
+    width=16,
+    embedding_size=64,
+    epochs=60,
+    batch_size=32,
+    lr=0.05,
+    augment=SoundAugment(),
+    mixup=0.2,
+)

@@ -1,0 +1,14 @@
+"""MNIST, 28x28 grey, a LeNet-like network: two minutes on two CPU cores."""
+
+from cssoftmax.data.augment import ImageAugment
+from cssoftmax.recipes.recipe import Recipe
+
+RECIPE = Recipe(
+    network="lenet",
+    width=16,
+    embedding_size=64,
+    epochs=10,
+    batch_size=128,
+    lr=0.1,
+    augment=ImageAugment(crop_padding=2),
+)

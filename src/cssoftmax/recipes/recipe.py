@@ -1,0 +1,78 @@
+"""The settings of one training, as data."""
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from cssoftmax.data.augment import ImageAugment, SoundAugment
+
+
+class RecipeError(ValueError):
+    """A setting out of range; the message names it, its value and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Network, optimizer (SGD with Nesterov momentum), schedule and augmentation of one training.
+
+    Attributes:
+        network: a name in :data:`cssoftmax.networks.NETWORKS`.
+        width: channels of the network's first layer.
+        embedding_size: D.
+        epochs: passes over the training split.
+        batch_size: samples a step, over all processes together.
+        lr: peak learning rate of the network.
+        class_lr_scale: the class weights' learning rate over the network's.
+        weight_decay: of the network's weights; biases, norms and class weights have none.
+        momentum: of SGD.
+        schedule: "one-cycle" rises and falls on straight lines; "cosine" falls along half a cosine.
+        warmup: the fraction of all steps in which the learning rate rises.
+        label_smoothing: in [0, 1].
+        clip_norm: the gradient's largest norm; 0 clips nothing.
+        ema: decay of the moving average of the weights that is evaluated and saved; 0 averages nothing.
+        mixup: alpha of the Beta distribution; 0 mixes nothing.
+        augment: of the training batches.
+    """
+
+    network: str
+    width: int
+    embedding_size: int
+    epochs: int
+    batch_size: int
+    lr: float
+    class_lr_scale: float = 1.0
+    weight_decay: float = 5e-4
+    momentum: float = 0.9
+    schedule: Literal["one-cycle", "cosine"] = "one-cycle"
+    warmup: float = 0.25
+    label_smoothing: float = 0.0
+    clip_norm: float = 0.0
+    ema: float = 0.0
+    mixup: float = 0.0
+    augment: ImageAugment | SoundAugment | None = None
+
+    def __post_init__(self) -> None:
+        ranges = {
+            "width": (1, 4096),
+            "embedding_size": (1, 65536),
+            "epochs": (1, 100_000),
+            "batch_size": (2, 1_000_000),
+            "lr": (1e-12, 1e3),
+            "class_lr_scale": (0, 1e6),
+            "weight_decay": (0, 1),
+            "momentum": (0, 1),
+            "warmup": (0, 1),
+            "label_smoothing": (0, 1),
+            "clip_norm": (0, 1e12),
+            "ema": (0, 1),
+            "mixup": (0, 100),
+        }
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise RecipeError(f"{name}: {value} is outside {low:g}..{high:g}")
+        if self.schedule not in ("one-cycle", "cosine"):
+            raise RecipeError(f"schedule: {self.schedule!r} is not 'one-cycle' or 'cosine'")
+
+
+def field_names() -> set[str]:
+    return {field.name for field in fields(Recipe)}

@@ -1,0 +1,315 @@
+"""The loop: every step's randomness is drawn from (seed, step) alone, so that a resumed run is the run."""
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from cssoftmax.data import Split
+from cssoftmax.data.augment import ImageAugment, SoundAugment, image_augmentation, mixup, sound_augmentation
+from cssoftmax.files import write_tensors
+from cssoftmax.losses import SimilarityLoss
+from cssoftmax.recipes import Recipe
+from cssoftmax.wiring import param_groups
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says why and what to change."""
+
+
+class Interrupted(Exception):
+    """The user asked to stop; the checkpoint is written."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training stands, and what it summed up in the epoch so far."""
+
+    step: int
+    steps: int
+    steps_per_epoch: int
+    loss_sum: float = 0.0
+    correct: float = 0.0
+    samples: int = 0
+    seconds: float = 0.0
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished."""
+        return self.step // self.steps_per_epoch
+
+
+class Classifier(nn.Module):
+    """A network that returns embeddings, and the loss that holds the class weights."""
+
+    def __init__(self, network: nn.Module, loss: SimilarityLoss) -> None:
+        super().__init__()
+        self.network = network
+        self.loss = loss
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Embeddings (N, D)."""
+        embeddings: Tensor = self.network(inputs)
+        return embeddings
+
+
+def fit(
+    model: Classifier,
+    split: Split,
+    recipe: Recipe,
+    *,
+    seed: int,
+    accelerator: Accelerator,
+    checkpoint: Path,
+    resume: bool = False,
+    on_step: Callable[[Progress], None] = lambda progress: None,
+    on_epoch: Callable[[Classifier, dict[str, float]], None] = lambda model, metrics: None,
+) -> Classifier:
+    """Trains ``model`` on ``split`` and returns it, or its moving average where the recipe asks for one.
+
+    Args:
+        model: the network must take what :func:`as_input` makes of ``split.inputs``.
+        split: the training split, held in memory.
+        recipe: everything else there is to choose.
+        seed: of the order of samples and of the augmentation. On one machine with one thread count a run repeats bit
+            for bit.
+        accelerator: device, processes and precision.
+        checkpoint: a file, written after each epoch and when the user interrupts.
+        resume: go on from ``checkpoint``, if it is there.
+        on_step, on_epoch: called with the progress after each step, and with the model to evaluate and the training's
+            measures after each epoch.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM arrived; the checkpoint holds the last finished step.
+        TrainingError: the loss is no longer finite, or the checkpoint does not fit.
+    """
+    device = accelerator.device
+    inputs, target = split.inputs.to(device), split.target.to(device)
+    augment = _augmentation(recipe)
+    optimizer = torch.optim.SGD(
+        param_groups(
+            model.network,
+            model.loss,
+            lr=recipe.lr,
+            weight_decay=recipe.weight_decay,
+            class_lr_scale=recipe.class_lr_scale,
+        ),
+        momentum=recipe.momentum,
+        nesterov=recipe.momentum > 0,
+    )
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average = (
+        AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True) if recipe.ema else None
+    )
+    network, loss, prepared = accelerator.prepare(model.network, model.loss, optimizer)
+
+    batch_size = min(recipe.batch_size, len(target))
+    steps_per_epoch = len(target) // batch_size
+    progress = Progress(0, steps_per_epoch * recipe.epochs, steps_per_epoch)
+    if resume and checkpoint.exists():
+        progress = _load(checkpoint, model, optimizer, average, progress)
+    order, order_epoch = torch.empty(0, dtype=torch.int64), -1
+
+    with _stop_requested() as stop:
+        while progress.step < progress.steps:
+            began = time.perf_counter()
+            epoch, position = divmod(progress.step, steps_per_epoch)
+            if position == 0:
+                progress = replace(progress, loss_sum=0.0, correct=0.0, samples=0, seconds=0.0)
+            if epoch != order_epoch:
+                order, order_epoch = torch.randperm(len(target), generator=_generator(seed, epoch)), epoch
+            rate = learning_rate(recipe, progress.step, progress.steps)
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * rate
+
+            torch.manual_seed(_fold(seed, progress.step))
+            rows = order[position * batch_size : (position + 1) * batch_size]
+            rows = rows[accelerator.process_index :: accelerator.num_processes].to(device)
+            batch, labels = augment(as_input(inputs[rows])), target[rows]
+            model.train()
+            with accelerator.autocast():
+                if recipe.mixup:
+                    batch, other, share = mixup(batch, labels, recipe.mixup)
+                    embeddings = network(batch)
+                    value = share * loss(embeddings, labels) + (1 - share) * loss(embeddings, other)
+                else:
+                    embeddings = network(batch)
+                    value = loss(embeddings, labels)
+            accelerator.backward(value)
+            if recipe.clip_norm:
+                accelerator.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+            prepared.step()
+            prepared.zero_grad()
+            if average is not None:
+                average.update_parameters(model)
+
+            with torch.no_grad():
+                correct = (model.loss.logits(embeddings).argmax(1) == labels).sum()
+            progress = replace(
+                progress,
+                step=progress.step + 1,
+                loss_sum=progress.loss_sum + value.item() * len(labels),
+                correct=progress.correct + correct.item(),
+                samples=progress.samples + len(labels),
+                seconds=progress.seconds + time.perf_counter() - began,
+            )
+            if not math.isfinite(progress.loss_sum):
+                raise TrainingError(
+                    f"lr: the loss became {value.item()} at step {progress.step} (epoch {epoch + 1}); lower --lr from "
+                    f"{recipe.lr:g}, or set --clip-norm. The last good checkpoint is {checkpoint}"
+                )
+            on_step(progress)
+            finished_epoch = progress.step % steps_per_epoch == 0
+            if finished_epoch:
+                evaluated = model if average is None else average.module
+                metrics = {
+                    "epoch": progress.epoch,
+                    "train_loss": progress.loss_sum / progress.samples,
+                    "train_accuracy": progress.correct / progress.samples,
+                    "lr": recipe.lr * rate,
+                    "seconds": progress.seconds,
+                }
+                on_epoch(evaluated, metrics)
+            if accelerator.is_main_process and (finished_epoch or stop.requested):
+                _save(checkpoint, model, optimizer, average, progress)
+            if stop.requested and progress.step < progress.steps:
+                raise Interrupted(f"stopped after step {progress.step} of {progress.steps}")
+    return model if average is None else average.module
+
+
+def embed(model: Classifier, split: Split, *, accelerator: Accelerator, batch_size: int = 500) -> tuple[Tensor, Tensor]:
+    """Embeddings (N, D) and logits (N, C) of a split, float32 on the CPU, in evaluation mode."""
+    model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.eval()
+    embeddings, logits = [], []
+    with torch.inference_mode(), accelerator.autocast():
+        for batch in split.inputs.split(batch_size):
+            vectors = model.network(as_input(batch.to(accelerator.device)))
+            embeddings.append(vectors.float().cpu())
+            logits.append(model.loss.logits(vectors).float().cpu())
+    return torch.cat(embeddings), torch.cat(logits)
+
+
+def as_input(batch: Tensor) -> Tensor:
+    """What networks take: uint8 images scaled to [0, 1], log-mel spectrograms as they are; channels last."""
+    batch = batch.float() / 255 if batch.dtype == torch.uint8 else batch
+    return batch.contiguous(memory_format=torch.channels_last)
+
+
+def epochs_done(checkpoint: Path) -> int:
+    """Epochs that a checkpoint has behind it; 0 without one. TrainingError if it is damaged."""
+    return _read(checkpoint)[0].epoch if checkpoint.exists() else 0
+
+
+def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
+    """The learning rate of a step, as a share of its peak.
+
+    >>> from cssoftmax.recipes import NAMED
+    >>> [round(learning_rate(NAMED["mnist"], step, 100), 2) for step in (0, 12, 25, 62, 99)]
+    [0.02, 0.5, 0.99, 0.5, 0.01]
+    """
+    done = (step + 0.5) / steps
+    if done < recipe.warmup:
+        return done / recipe.warmup
+    left = (1 - done) / (1 - recipe.warmup)
+    return left if recipe.schedule == "one-cycle" else (1 - math.cos(math.pi * left)) / 2
+
+
+def _augmentation(recipe: Recipe) -> Callable[[Tensor], Tensor]:
+    if isinstance(recipe.augment, ImageAugment):
+        return image_augmentation(recipe.augment)
+    if isinstance(recipe.augment, SoundAugment):
+        return sound_augmentation(recipe.augment)
+    return lambda batch: batch
+
+
+def _fold(seed: int, step: int) -> int:
+    return (seed * 1_000_003 + step) % 2**63
+
+
+def _generator(seed: int, epoch: int) -> torch.Generator:
+    return torch.Generator().manual_seed(_fold(seed, epoch))
+
+
+class _Stop:
+    requested = False
+
+
+@contextmanager
+def _stop_requested() -> Iterator[_Stop]:
+    """Turns the first Ctrl-C or SIGTERM into a request; a second Ctrl-C is an ordinary one."""
+    stop = _Stop()
+    before: dict[int, Any] = {}
+
+    def request(number: int, frame: object) -> None:
+        stop.requested = True
+        signal.signal(signal.SIGINT, before.get(signal.SIGINT, signal.default_int_handler))
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, request)
+    except ValueError:  # not in the main thread, where signals do not arrive
+        pass
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _save(
+    path: Path, model: Classifier, optimizer: torch.optim.Optimizer, average: AveragedModel | None, progress: Progress
+) -> None:
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    if average is not None:
+        tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items() if value is not None}
+    write_tensors(path, tensors, {"progress": json.dumps(asdict(progress))})
+
+
+def _load(
+    path: Path, model: Classifier, optimizer: torch.optim.Optimizer, average: AveragedModel | None, fresh: Progress
+) -> Progress:
+    progress, tensors = _read(path)
+    if (progress.steps, progress.steps_per_epoch) != (fresh.steps, fresh.steps_per_epoch):
+        raise TrainingError(f"{path}: it belongs to a run of {progress.steps} steps, this one has {fresh.steps}")
+    try:
+        model.load_state_dict(_under("model.", tensors))
+        if average is not None:
+            average.load_state_dict(_under("average.", tensors))
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in _under("optimizer.", tensors).items():
+            index, _, key = name.partition(".")
+            state.setdefault(int(index), {})[key] = value
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise TrainingError(f"{path}: it belongs to another network ({str(error).splitlines()[0]})") from error
+    return progress
+
+
+def _read(path: Path) -> tuple[Progress, dict[str, Tensor]]:
+    try:
+        with safe_open(path, "pt") as file:
+            progress = Progress(**json.loads(file.metadata()["progress"]))
+            return progress, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise TrainingError(
+            f"{path}: damaged ({str(error).splitlines()[0]}); delete it to start this run anew"
+        ) from error
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,83 @@
+"""Every engine, every loss, every option, against the plain float64 loops: values and gradients."""
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from cssoftmax import reference
+from cssoftmax.engine import IMPLEMENTATIONS
+from cssoftmax.functional import similarity_loss
+from cssoftmax.similarity import ArcFace, CosFace, CSSoftmax, SOSoftmax
+
+PAIRS = {
+    "cs-softmax": lambda m, u: (CSSoftmax(m, u), reference.cs_softmax(u)),
+    "cs-softmax, not detached": lambda m, u: (CSSoftmax(m, u, False), reference.cs_softmax(u, False)),
+    "cs-softmax, u = 0": lambda m, u: (CSSoftmax(m, 0.0), reference.cs_softmax(0.0)),
+    "circle": lambda m, u: (CSSoftmax(m, 1.0), reference.cs_softmax(1.0)),
+    "so-softmax": lambda m, u: (SOSoftmax(m), reference.so_softmax()),
+    "cosface": lambda m, u: (CosFace(m), reference.cosface()),
+    "normface": lambda m, u: (CosFace(), reference.cosface()),
+    "arcface": lambda m, u: (ArcFace(m), reference.arcface()),
+    "softmax": lambda m, u: (CosFace(cosine=False), reference.cosface()),
+}
+
+shapes = st.tuples(st.integers(1, 8), st.integers(1, 9), st.integers(1, 11))
+
+
+@pytest.mark.parametrize("implementation", sorted(set(IMPLEMENTATIONS) - {"auto"}))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", PAIRS)
+@given(data=st.data())
+def test_values_and_gradients(implementation, dtype, name, data):
+    n, d, c = data.draw(shapes, "N, D, C")
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31), "seed"))
+    draw = lambda *size: torch.rand(*size, generator=generator, dtype=torch.float64)  # noqa: E731
+    x = torch.randn(n, d, generator=generator, dtype=torch.float64).to(dtype)
+    w = torch.randn(c, d, generator=generator, dtype=torch.float64).to(dtype)
+    y = torch.randint(c, (n,), generator=generator)
+    row, kind = data.draw(st.integers(0, n - 1)), data.draw(st.sampled_from(["as drawn", "own", "opposite", "zero"]))
+    x[row] = {"as drawn": x[row], "own": 3 * w[y[row]], "opposite": -w[y[row]], "zero": 0 * x[row]}[kind]
+    if name == "arcface":  # its slope in the angle has no one value at cosine +-1: finiteness there is another test
+        assume(torch.nn.functional.cosine_similarity(x, w[y]).abs().max() < 0.9999)
+    if data.draw(st.booleans(), "ignore some"):
+        y[draw(n) < 0.3] = -100
+    margin = (draw(c) * 0.9).to(dtype) if data.draw(st.booleans(), "per class") else data.draw(st.floats(0, 0.9))
+    if name in ("normface", "softmax"):
+        margin = 0.0
+    similarity, oracle = PAIRS[name](margin, data.draw(st.floats(0.05, 1), "u"))
+    options = {
+        "scale": data.draw(st.floats(0.5, 30), "scale"),
+        "label_smoothing": data.draw(st.sampled_from([0.0, 0.1])),
+        "reduction": data.draw(st.sampled_from(["mean", "sum", "none"])),
+    }
+    rescale = (0.2 + draw(c)).to(dtype) if data.draw(st.booleans(), "class weight") else None
+    bias = draw(c).to(dtype).requires_grad_() if name == "softmax" else None
+
+    x, w = x.requires_grad_(), w.requires_grad_()
+    value = similarity_loss(
+        x, w, y, similarity, bias=bias, class_weight=rescale, implementation=implementation, **options
+    )
+    if options["reduction"] == "mean" and (y == -100).all():
+        assert value.isnan()
+        return
+    gradients = torch.autograd.grad(value.sum(), (x, w))
+    expected = reference.loss(
+        x.detach(),
+        w.detach(),
+        y,
+        oracle,
+        margin=margin.tolist() if isinstance(margin, torch.Tensor) else margin,
+        cosine=similarity.cosine,
+        bias=None if bias is None else bias.tolist(),
+        class_weight=None if rescale is None else rescale.tolist(),
+        **options,
+    )
+    # The update weight's slope near its clamp is steep: it multiplies the rounding of the cosine.
+    tight = {torch.float32: 2e-3, torch.float64: 1e-6}[dtype]
+    torch.testing.assert_close(
+        value.detach().double(), expected[0], rtol=1e-4 if dtype == torch.float32 else 1e-9, atol=tight
+    )
+    for got, wanted in zip(gradients, expected[1:], strict=True):
+        size = max(wanted.abs().max().item(), 1.0)
+        torch.testing.assert_close(got.double(), wanted, rtol=0, atol=tight * size)
