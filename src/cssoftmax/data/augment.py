@@ -7,6 +7,7 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributions import Beta
 
 Augmentation = Callable[[Tensor], Tensor]
 
@@ -56,7 +57,8 @@ def image_augmentation(config: ImageAugment) -> Augmentation:
     torch.Size([8, 3, 32, 32])
     """
     steps: list[Augmentation] = []
-    # Flip and crop are plain indexing: kornia 0.9 takes 16 ms for both on 512 images of 32 x 32, this takes 4 ms.
+    # Flip and crop are plain indexing, 4 ms on 512 images of 32 x 32; kornia 0.9 takes 9 to 20 ms for both, as it crops
+    # image by image in a Python loop.
     if config.flip:
         steps.append(random_flip)
     if config.crop_padding:
@@ -104,9 +106,7 @@ def mixup(inputs: Tensor, target: Tensor, alpha: float) -> tuple[Tensor, Tensor,
     >>> mixed.shape, 0 <= lam <= 1
     (torch.Size([4, 1, 8, 8]), True)
     """
-    # A beta variate is the share of one gamma variate in two; doubles, since small alphas underflow floats.
-    gamma = torch._standard_gamma(torch.full((2,), alpha, dtype=torch.float64))
-    lam = float(gamma[0] / gamma.sum()) if gamma.sum() > 0 else 1.0
+    lam = float(Beta(alpha, alpha).sample())
     order = torch.randperm(len(inputs)).to(inputs.device)
     return torch.lerp(inputs[order], inputs, lam), target, target[order], lam
 

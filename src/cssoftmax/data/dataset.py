@@ -136,7 +136,7 @@ def validation_split(dataset: Dataset, fraction: float, seed: int) -> Dataset:
 
     >>> part = validation_split(load_dataset("digits"), 0.2, seed=0)
     >>> len(part.train.target), len(part.test.target)
-    (1005, 252)
+    (1008, 250)
     """
     if not 0 < fraction < 1:
         raise DataError(f"validation fraction {fraction}: must be over 0 and under 1")

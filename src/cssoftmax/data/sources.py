@@ -85,7 +85,7 @@ def find_source(source: str, data_root: Path | None) -> Source:
     Raises:
         DataError: the source is unknown, cannot be reached, or holds no classes of images or sounds.
     """
-    if source in HUB_IDS or source.startswith("hf:"):
+    if source in HUB_IDS or (source.startswith("hf:") and len(source) > 3):
         hub_id = HUB_IDS.get(source, source.removeprefix("hf:"))
         name = source if source in HUB_IDS else hub_id.split("/")[-1]
         if data_root is not None and not data_root.is_dir():
@@ -94,7 +94,7 @@ def find_source(source: str, data_root: Path | None) -> Source:
             return _local_source(name, data_root / name)
         return _hub_source(name, hub_id, data_root)
     path = Path(source).expanduser()
-    if not path.exists():
+    if not source or not path.exists():
         raise DataError(
             f"unknown data set {source!r}: not one of {', '.join(NAMES)}, not a folder or parquet file, "
             "and not hf:owner/name"

@@ -1,0 +1,38 @@
+"""Measures of embeddings and logits: classification, discriminability, verification, retrieval.
+
+Pure functions of tensors; they compute in float64 on the CPU.
+"""
+
+from cssoftmax.metrics.classification import (
+    confusion_matrix,
+    expected_calibration_error,
+    negative_log_likelihood,
+    top_k_accuracy,
+)
+from cssoftmax.metrics.discriminability import class_centres, fisher_ratio, inter_class_angles, intra_class_angles
+from cssoftmax.metrics.measures import MEASURES, Measure, format_value, measure
+from cssoftmax.metrics.retrieval import knn_accuracy, leave_one_out, map_at_r, recall_at_1
+from cssoftmax.metrics.verification import equal_error_rate, pair_scores, roc, true_accept_rate
+
+__all__ = [
+    "MEASURES",
+    "Measure",
+    "class_centres",
+    "confusion_matrix",
+    "equal_error_rate",
+    "expected_calibration_error",
+    "fisher_ratio",
+    "format_value",
+    "inter_class_angles",
+    "intra_class_angles",
+    "knn_accuracy",
+    "leave_one_out",
+    "map_at_r",
+    "measure",
+    "negative_log_likelihood",
+    "pair_scores",
+    "recall_at_1",
+    "roc",
+    "top_k_accuracy",
+    "true_accept_rate",
+]

@@ -1,0 +1,172 @@
+"""Same or different? Pairs of embeddings as verification trials, scored by cosine."""
+
+import math
+import warnings
+
+import numpy as np
+import sklearn.metrics
+import torch
+from sklearn.exceptions import UndefinedMetricWarning
+from torch import Tensor
+
+from cssoftmax.metrics._checks import directions, labels, positive
+
+ROWS = 16, 512
+
+
+def pair_scores(
+    embeddings: Tensor, target: Tensor, *, max_pairs: int = 2_000_000, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Cosines of pairs of samples, and whether the two are of the same class.
+
+    All N (N - 1) / 2 pairs where they are at most ``max_pairs``, else ``max_pairs`` of them: with samples in a random
+    cyclic order, each with its next one, its next but one, and so on. No pair comes twice, every pair is as likely as
+    any other, so same and different pairs come in their natural ratio on average, and every sample takes part equally
+    often (but for the last incomplete round). Such a balanced sample estimates means over all pairs with less variance
+    than independent draws (Lee 1990, "U-Statistics", chapter 4). A zero embedding has cosine 0 to everything.
+
+    Args:
+        embeddings: (N, D), finite, N at least 2.
+        target: (N,), integers.
+        max_pairs: at least 1.
+        seed: of the order.
+
+    Returns:
+        scores (P,), float64 from -1 to 1, and same (P,), bool, in no particular order of pairs.
+
+    Raises:
+        ValueError: shapes that do not fit, fewer than two samples, embeddings that are not finite, max_pairs below 1.
+        TypeError: embeddings that are not floating-point, a target or max_pairs that is not integer.
+
+    >>> scores, same = pair_scores(torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0, 1]))
+    >>> sorted(zip(scores.tolist(), same.tolist()))
+    [(0.0, False), (0.0, False), (1.0, True)]
+    """
+    x = directions(embeddings)
+    y = labels(target, len(x))
+    n = len(x)
+    if n < 2:
+        raise ValueError("embeddings: expected at least two samples, for a pair, got one")
+    pairs = min(positive(max_pairs, "max_pairs"), n * (n - 1) // 2)
+    shifts = -(-pairs // n)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    x, y = torch.cat([x[order], x[order[:shifts]]]), torch.cat([y[order], y[order[:shifts]]])
+
+    # Row s of both: samples 0 to N - 1 with those s + 1 further on. All pairs are (N - 1) / 2 rows; for even N the last
+    # row would hold its pairs twice, and `pairs` cuts it in half.
+    scores = torch.empty(shifts, n, dtype=x.dtype)
+    same = y.unfold(0, n, 1)[1:] == y[:n]
+    height = min(max(shifts, ROWS[0]), ROWS[1])
+    for first in range(0, n, height):
+        last = min(first + height, n)
+        block = x[first:last] @ x[first + 1 : last + shifts].T
+        band = torch.arange(last - first)[:, None] + torch.arange(shifts)
+        scores[:, first:last] = block.gather(1, band).T
+    return scores.flatten()[:pairs].clamp_(-1, 1), same.flatten()[:pairs]
+
+
+def roc(scores: Tensor, same: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The receiver operating characteristic: what accepting all pairs with a score of at least a threshold brings.
+
+    Args:
+        scores: (P,), the higher the more alike; finite.
+        same: (P,), bool.
+
+    Returns:
+        The false accept rate (different pairs accepted), the true accept rate (same pairs accepted), and the threshold,
+        all float64, one entry for each different score, descending, after a first one that accepts nothing (threshold
+        inf). Without different pairs the first is all nan, without same pairs the second.
+
+    Raises:
+        ValueError: shapes that do not fit, no pairs, scores that are not finite.
+        TypeError: scores that are not floating-point, ``same`` that is not bool.
+
+    >>> far, tar, threshold = roc(torch.tensor([0.9, 0.5, 0.1]), torch.tensor([True, False, True]))
+    >>> far.tolist(), tar.tolist()
+    ([0.0, 0.0, 1.0, 1.0], [0.0, 0.5, 0.5, 1.0])
+    """
+    for name, x in (("scores", scores), ("same", same)):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
+    if not scores.is_floating_point():
+        raise TypeError(f"scores: expected a floating-point tensor, got {scores.dtype}")
+    if same.dtype != torch.bool:
+        raise TypeError(f"same: expected a bool tensor, got {same.dtype}")
+    if scores.ndim != 1 or len(scores) == 0 or scores.shape != same.shape:
+        raise ValueError(
+            f"scores, same: expected the same shape (P,) with at least one pair, "
+            f"got {tuple(scores.shape)} and {tuple(same.shape)}"
+        )
+    if not scores.isfinite().all():
+        raise ValueError("scores: holds NaN or infinite values")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UndefinedMetricWarning)
+        # Every threshold: those that scikit-learn drops by default matter to "the highest rate within a limit".
+        rates = sklearn.metrics.roc_curve(
+            same.cpu().numpy(), scores.detach().cpu().double().numpy(), drop_intermediate=False
+        )
+    far, tar, threshold = (torch.from_numpy(np.asarray(x, dtype=np.float64)) for x in rates)
+    return far, tar, threshold
+
+
+def equal_error_rate(scores: Tensor, same: Tensor) -> float:
+    """The rate at which as many different pairs are accepted as same pairs are rejected, from 0 to 1.
+
+    Taken where the line through the points of the ROC crosses false accept rate = 1 - true accept rate. nan without
+    same pairs, or without different pairs.
+
+    Args:
+        scores: (P,), the higher the more alike; finite.
+        same: (P,), bool.
+
+    Raises:
+        ValueError: shapes that do not fit, no pairs, scores that are not finite.
+        TypeError: scores that are not floating-point, ``same`` that is not bool.
+
+    >>> scores = torch.tensor([0.9, 0.8, 0.6, 0.7, 0.2, 0.1])
+    >>> round(equal_error_rate(scores, torch.tensor([True, True, True, False, False, False])), 4)
+    0.3333
+    """
+    far, tar, _ = roc(scores, same)
+    return crossing(far, tar)
+
+
+def true_accept_rate(scores: Tensor, same: Tensor, far: float) -> float:
+    """TAR at FAR: the highest true accept rate of a threshold whose false accept rate is at most ``far``, from 0 to 1.
+
+    Nothing is interpolated: where not one different pair may be accepted (``far`` below 1 over their number), it is the
+    rate at a false accept rate of 0. nan without same pairs, or without different pairs.
+
+    Args:
+        scores: (P,), the higher the more alike; finite.
+        same: (P,), bool.
+        far: the false accept rate, from 0 to 1.
+
+    Raises:
+        ValueError: shapes that do not fit, no pairs, scores that are not finite, ``far`` out of range.
+        TypeError: scores that are not floating-point, ``same`` that is not bool.
+
+    >>> true_accept_rate(torch.tensor([0.9, 0.5, 0.1]), torch.tensor([True, False, True]), far=0.01)
+    0.5
+    """
+    if not 0 <= far <= 1:
+        raise ValueError(f"far: expected a rate from 0 to 1, got {far}")
+    rates, accepted, _ = roc(scores, same)
+    return highest_within(rates, accepted, far)
+
+
+def crossing(far: Tensor, tar: Tensor) -> float:
+    """The equal error rate of the ROC with these points."""
+    if far.isnan().any() or tar.isnan().any():
+        return math.nan
+    gap = far + tar - 1  # rises from -1 to 1
+    after = int((gap >= 0).int().argmax())
+    weight = gap[after] / (gap[after] - gap[after - 1])
+    return float(torch.lerp(far[after], far[after - 1], weight))
+
+
+def highest_within(far: Tensor, tar: Tensor, limit: float) -> float:
+    """The highest true accept rate of the ROC with these points whose false accept rate is at most ``limit``."""
+    if far.isnan().any() or tar.isnan().any():
+        return math.nan
+    return float(tar[far <= limit].max())

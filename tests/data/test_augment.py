@@ -1,0 +1,114 @@
+"""Augmentations keep shape and dtype, repeat under one seed, and do what their names say."""
+
+import pytest
+import torch
+
+from cssoftmax.data.augment import ImageAugment, SoundAugment, image_augmentation, mixup, sound_augmentation
+
+IMAGES = {
+    "flip": ImageAugment(flip=True),
+    "crop": ImageAugment(crop_padding=4),
+    "affine": ImageAugment(rotation=15, translation=0.1, scale=0.1),
+    "cutout": ImageAugment(cutout=8),
+    "all": ImageAugment(flip=True, crop_padding=4, rotation=15, translation=0.1, scale=0.1, cutout=8),
+}
+SOUNDS = {
+    "time": SoundAugment(time_mask=10),
+    "frequency": SoundAugment(frequency_mask=10),
+    "shift": SoundAugment(shift=5),
+    "all": SoundAugment(time_mask=10, frequency_mask=10, shift=5),
+}
+CASES = {
+    **{f"image {name}": (image_augmentation(config), (16, 3, 32, 28)) for name, config in IMAGES.items()},
+    **{f"sound {name}": (sound_augmentation(config), (16, 1, 40, 63)) for name, config in SOUNDS.items()},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_shape_and_repetition(case):
+    augment, shape = CASES[case]
+    inputs = torch.rand(shape)
+    before = inputs.clone()
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = augment(inputs)
+    second = augment(inputs)
+    torch.set_rng_state(state)
+    assert torch.equal(augment(inputs), first)
+    assert not torch.equal(first, second)
+    assert first.shape == inputs.shape
+    assert first.dtype == inputs.dtype
+    assert first.isfinite().all()
+    assert torch.equal(inputs, before)
+    assert augment(inputs[:1]).shape == inputs[:1].shape
+
+
+def test_defaults_change_nothing():
+    inputs = torch.rand(4, 1, 16, 16)
+    assert torch.equal(image_augmentation(ImageAugment())(inputs), inputs)
+    assert torch.equal(sound_augmentation(SoundAugment())(inputs), inputs)
+
+
+def test_flip_mirrors_about_half():
+    inputs = torch.rand(400, 1, 4, 4)
+    outputs = image_augmentation(ImageAugment(flip=True))(inputs)
+    same = (outputs == inputs).flatten(1).all(1)
+    mirrored = (outputs == inputs.flip(3)).flatten(1).all(1)
+    assert (same ^ mirrored).all()
+    assert 140 < int(mirrored.sum()) < 260
+
+
+def test_crop_gives_windows_of_the_reflected_image():
+    inputs = torch.rand(30, 2, 8, 8)
+    outputs = image_augmentation(ImageAugment(crop_padding=2))(inputs)
+    padded = torch.nn.functional.pad(inputs, (2, 2, 2, 2), mode="reflect")
+    seen = set()
+    for image, output in zip(padded, outputs, strict=True):
+        places = [(y, x) for y in range(5) for x in range(5) if torch.equal(image[:, y : y + 8, x : x + 8], output)]
+        assert len(places) == 1
+        seen.update(places)
+    assert len(seen) > 8
+
+
+def test_cutout_clears_one_square():
+    outputs = image_augmentation(ImageAugment(cutout=6))(torch.ones(20, 3, 32, 32))
+    assert ((outputs == 0).sum((1, 2, 3)) == 3 * 36).all()
+
+
+@pytest.mark.parametrize(("config", "dim"), [(SoundAugment(time_mask=9), 2), (SoundAugment(frequency_mask=9), 1)])
+def test_masks_are_runs_of_the_mean(config, dim):
+    inputs = torch.rand(50, 1, 40, 63)
+    outputs = sound_augmentation(config)(inputs)
+    masked = (outputs != inputs)[:, 0]
+    lines = masked.any(dim=3 - dim)
+    assert torch.equal(lines, masked.all(dim=3 - dim))
+    assert 0 < lines.sum(1).max() <= 9
+    assert ((lines[:, 1:] & ~lines[:, :-1]).sum(1) <= 1).all()
+    mean = inputs.mean((1, 2, 3))[:, None, None].expand_as(masked)
+    torch.testing.assert_close(outputs[:, 0][masked], mean[masked])
+
+
+def test_shift_rolls():
+    inputs = torch.rand(20, 1, 4, 30)
+    outputs = sound_augmentation(SoundAugment(shift=3))(inputs)
+    for before, after in zip(inputs, outputs, strict=True):
+        assert any(torch.equal(before.roll(shift, 2), after) for shift in range(-3, 4))
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.2, 1.0, 5.0])
+def test_mixup_weights(alpha):
+    inputs, target = torch.rand(32, 3, 4, 4), torch.arange(32)
+    torch.manual_seed(0)
+    weights = []
+    for _ in range(300):
+        mixed, target_a, target_b, lam = mixup(inputs, target, alpha)
+        assert torch.equal(target_a, target)
+        weights.append(lam)
+    torch.testing.assert_close(mixed, lam * inputs[target_a] + (1 - lam) * inputs[target_b])
+    assert sorted(target_b.tolist()) == target.tolist()
+    drawn = torch.tensor(weights)
+    assert drawn.isfinite().all()
+    assert abs(float(drawn.mean()) - 0.5) < 0.1
+    assert float(drawn.var()) == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.25)
+    torch.manual_seed(0)
+    assert mixup(inputs, target, alpha)[3] == weights[0]

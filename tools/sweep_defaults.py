@@ -1,0 +1,108 @@
+"""How the defaults of CS-Softmax were found: a sweep over margin, update factor and scale on validation splits.
+
+    python tools/sweep_defaults.py mnist cifar10 cifar100 --data-root DATA --output results/defaults
+
+The test split is never loaded into a decision: a fifth of the training split is held out, a small network is trained on
+``--samples`` of the rest, and accuracy and verification error of the held-out part after the last epoch are written, a
+line a training, into OUTPUT/DATASET.jsonl. Trainings that are in the file already are not run again.
+
+The scale is swept as the probability p that it gives a perfect embedding: s = log((C - 1) p / (1 - p)) / (P(1) - N(0)).
+"""
+
+import argparse
+import json
+import multiprocessing
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from cssoftmax import losses, metrics, processor, recipes, training
+from cssoftmax.data import channel_statistics, load_dataset, validation_split
+from cssoftmax.networks import NETWORKS, Standardize
+from cssoftmax.similarity import default_scale
+
+SMALL = {
+    "mnist": {"epochs": 8, "width": 8},
+    "cifar10": {"epochs": 8, "width": 8, "embedding_size": 64},
+    "cifar100": {"epochs": 8, "width": 8, "embedding_size": 64},
+}
+
+
+def settings() -> list[dict[str, object]]:
+    """The plain softmax, then margin x update factor at p = 0.999, then the scale around the middle."""
+    grid = [(m, u, 0.999) for u in (0.0, 0.25, 0.5, 1.0) for m in (0.0, 0.1, 0.2, 0.4)]
+    scales = [(m, u, p) for m, u in ((0.0, 0.0), (0.1, 0.25)) for p in (0.9, 0.99, 0.9999, 0.99999)]
+    cs = [{"loss": "cs-softmax", "margin": m, "weight_update": u, "probability": p} for m, u, p in grid + scales]
+    return [{"loss": "softmax"}, *cs]
+
+
+def one(job: tuple[str, dict[str, object], int, argparse.Namespace]) -> dict[str, object]:
+    name, setting, seed, arguments = job
+    torch.set_num_threads(1)
+    dataset = validation_split(load_dataset(name, data_root=arguments.data_root), 0.2, seed=0)
+    train = dataset.train
+    rows = torch.randperm(len(train.target), generator=torch.Generator().manual_seed(seed))[: arguments.samples]
+    train = replace(train, inputs=train.inputs[rows], target=train.target[rows], groups=None)
+    recipe = recipes.choose(name, dataset.kind, **SMALL[name])
+    options = {key: value for key, value in setting.items() if key not in ("loss", "probability")}
+    loss = losses.build(str(setting["loss"]), recipe.embedding_size, len(dataset.classes), **options)
+    if "probability" in setting:
+        loss.scale = default_scale(loss.similarity, len(dataset.classes), setting["probability"])
+    torch.manual_seed(seed)
+    network = NETWORKS[recipe.network](train.inputs.shape[1], recipe.embedding_size, recipe.width)
+    loss.reset_parameters()
+    model = training.Classifier(torch.nn.Sequential(Standardize(*channel_statistics(train)), network), loss)
+    accelerator = Accelerator(cpu=True)
+    start = time.perf_counter()
+    checkpoint = arguments.output / f".{name}-{multiprocessing.current_process().pid}.safetensors"
+    model = training.fit(model, train, recipe, seed=seed, accelerator=accelerator, checkpoint=checkpoint)
+    checkpoint.unlink()
+    embeddings, logits = training.embed(model, dataset.test, accelerator=accelerator)
+    scores, same = metrics.pair_scores(embeddings, dataset.test.target, seed=0)
+    return {
+        **setting,
+        "seed": seed,
+        "scale": loss.scale,
+        "accuracy": metrics.top_k_accuracy(logits, dataset.test.target, 1),
+        "nll": metrics.negative_log_likelihood(logits, dataset.test.target),
+        "eer": metrics.equal_error_rate(scores, same),
+        "seconds": time.perf_counter() - start,
+        "samples": arguments.samples,
+        "recipe": asdict(recipe),
+        "device": processor.describe("cpu"),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("datasets", nargs="+", choices=SMALL)
+    parser.add_argument("--data-root", type=Path)
+    parser.add_argument("--output", type=Path, default=Path("results/defaults"))
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--samples", type=int, default=20_000)
+    parser.add_argument("--jobs", type=int, default=2)
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    for seed in range(arguments.seeds):
+        for name in arguments.datasets:
+            path = arguments.output / f"{name}.jsonl"
+            lines = path.read_text().splitlines() if path.exists() else []
+            done = [{key: json.loads(line).get(key) for key in ("loss", "margin", "weight_update", "probability", "seed")} for line in lines]
+            todo = [
+                (name, setting, seed, arguments)
+                for setting in settings()
+                if {"margin": None, "weight_update": None, "probability": None, **setting, "seed": seed} not in done
+            ]
+            with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool, path.open("a") as file:
+                for result in pool.imap_unordered(one, todo):
+                    file.write(json.dumps(result) + "\n")
+                    file.flush()
+                    shown = {key: result[key] for key in ("loss", "margin", "weight_update", "probability") if key in result}
+                    print(name, shown, f"accuracy {result['accuracy']:.4f} eer {result['eer']:.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
