@@ -29,6 +29,7 @@ SMALL = {
     "cifar10": {"epochs": 8, "width": 8, "embedding_size": 64},
     "cifar100": {"epochs": 8, "width": 8, "embedding_size": 64},
 }
+FACTORS = ("loss", "margin", "weight_update", "probability")
 
 
 def settings() -> list[dict[str, object]]:
@@ -55,7 +56,8 @@ def one(job: tuple[str, dict[str, object], int, argparse.Namespace]) -> dict[str
     network = NETWORKS[recipe.network](train.inputs.shape[1], recipe.embedding_size, recipe.width)
     loss.reset_parameters()
     model = training.Classifier(torch.nn.Sequential(Standardize(*channel_statistics(train)), network), loss)
-    accelerator = Accelerator(cpu=True)
+    amp = "bf16" if processor.bfloat16_slowdown() < 1 else "no"
+    accelerator = Accelerator(cpu=True, mixed_precision=amp)
     start = time.perf_counter()
     checkpoint = arguments.output / f".{name}-{multiprocessing.current_process().pid}.safetensors"
     model = training.fit(model, train, recipe, seed=seed, accelerator=accelerator, checkpoint=checkpoint)
@@ -72,6 +74,7 @@ def one(job: tuple[str, dict[str, object], int, argparse.Namespace]) -> dict[str
         "seconds": time.perf_counter() - start,
         "samples": arguments.samples,
         "recipe": asdict(recipe),
+        "amp": amp,
         "device": processor.describe("cpu"),
     }
 
@@ -90,17 +93,17 @@ def main() -> None:
         for name in arguments.datasets:
             path = arguments.output / f"{name}.jsonl"
             lines = path.read_text().splitlines() if path.exists() else []
-            done = [{key: json.loads(line).get(key) for key in ("loss", "margin", "weight_update", "probability", "seed")} for line in lines]
+            done = [{key: json.loads(line).get(key) for key in (*FACTORS, "seed")} for line in lines]
             todo = [
                 (name, setting, seed, arguments)
                 for setting in settings()
-                if {"margin": None, "weight_update": None, "probability": None, **setting, "seed": seed} not in done
+                if {**dict.fromkeys(FACTORS), **setting, "seed": seed} not in done
             ]
             with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool, path.open("a") as file:
                 for result in pool.imap_unordered(one, todo):
                     file.write(json.dumps(result) + "\n")
                     file.flush()
-                    shown = {key: result[key] for key in ("loss", "margin", "weight_update", "probability") if key in result}
+                    shown = {key: result[key] for key in FACTORS if key in result}
                     print(name, shown, f"accuracy {result['accuracy']:.4f} eer {result['eer']:.4f}", flush=True)
 
 

@@ -4,6 +4,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from cssoftmax.engine import IMPLEMENTATIONS, eager
 from cssoftmax.similarity import CSSoftmax, Similarity, default_scale
@@ -136,7 +137,8 @@ def logits(
     dtype = compute_dtype(embeddings, weight)
     with torch.autocast(embeddings.device.type, enabled=False):
         bias = None if bias is None else bias.to(dtype)
-        return scale * eager.products(embeddings.to(dtype), weight.to(dtype), bias, similarity)
+        left, right, _ = eager.sides(embeddings.to(dtype), weight.to(dtype), similarity)
+        return scale * F.linear(left, right, bias)
 
 
 def similarities(
@@ -148,8 +150,8 @@ def similarities(
     dtype = compute_dtype(embeddings, weight)
     with torch.autocast(embeddings.device.type, enabled=False):
         bias = None if bias is None else bias.to(dtype)
-        c = eager.products(embeddings.to(dtype), weight.to(dtype), bias, similarity)
-        positive, negative = eager.similarities(c, target, similarity)
+        left, right, norm = eager.sides(embeddings.to(dtype), weight.to(dtype), similarity)
+        positive, negative = eager.similarities(F.linear(left, right, bias), norm, target, similarity)
     return positive, negative.scatter(1, target[:, None], float("-inf"))
 
 

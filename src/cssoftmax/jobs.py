@@ -173,13 +173,13 @@ def logit_curve(run: Path, points: int = 401) -> dict[str, Tensor | str | float]
     config = read_config(run)
     loss = _loss(config)
     cosines = torch.linspace(-1, 1, points, dtype=torch.float64)
-    row = loss.similarity.row(cosines, torch.zeros(points, dtype=torch.int64))
+    rows = loss.similarity.rows(cosines, torch.ones_like(cosines), torch.zeros(points, dtype=torch.int64))
     return {
         "name": config["loss"]["name"],
         "scale": float(loss.scale),
         "cosines": cosines,
-        "positive": loss.similarity.positive(cosines, row),
-        "negative": loss.similarity.negative(cosines, row),
+        "positive": loss.similarity.positive(cosines, rows),
+        "negative": loss.similarity.negative(cosines, rows),
     }
 
 
@@ -297,7 +297,7 @@ def _loss(config: Mapping[str, Any]) -> losses.SimilarityLoss:
 
 def _settings_of(loss: losses.SimilarityLoss) -> dict[str, Any]:
     """The loss's own settings, defaults resolved, as :func:`cssoftmax.losses.build` takes them."""
-    settings: dict[str, Any] = {"scale": loss.scale} if loss.similarity.cosine else {}
+    settings: dict[str, Any] = {"scale": loss.scale} if loss.similarity.normalized != "none" else {}
     own = vars(loss.similarity)
     if isinstance(loss, losses.CircleLoss):
         return settings | {"relaxation": (1 - own["margin"]) / 2}

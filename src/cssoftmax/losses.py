@@ -2,6 +2,7 @@
 
 import inspect
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Self, TypedDict, Unpack
 
@@ -159,10 +160,10 @@ class SimilarityLoss(nn.Module):
         settings = {
             name: "per class" if isinstance(value, Tensor) else value
             for name, value in vars(similarity).items()
-            if name != "cosine"
+            if name != "normalized"
         }
         shown = "".join(f", {name}={value}" for name, value in settings.items())
-        scale = f", scale={self.scale:.4g}" if similarity.cosine else ""
+        scale = f", scale={self.scale:.4g}" if similarity.normalized != "none" else ""
         return f"in_features={self.in_features}, num_classes={self.num_classes}{shown}{scale}"
 
     def _watch(self) -> None:
@@ -277,7 +278,7 @@ class SoftmaxLoss(SimilarityLoss):
         if "scale" in options:
             raise TypeError("scale: the plain softmax has none; NormFaceLoss is the softmax of scaled cosines")
         options["scale"] = 1.0
-        super().__init__(CosFace(cosine=False), in_features, num_classes, **options)
+        super().__init__(CosFace(normalized="none"), in_features, num_classes, **options)
         if bias:
             self.bias = nn.Parameter(self.weight.new_empty(num_classes))
         self.reset_parameters()
@@ -393,7 +394,7 @@ class SOSoftmaxLoss(SimilarityLoss):
         super().__init__(SOSoftmax(margin), in_features, num_classes, **options)
 
 
-LOSSES: dict[str, type[SimilarityLoss]] = {
+LOSSES: dict[str, Callable[..., SimilarityLoss]] = {
     "cs-softmax": CSSoftmaxLoss,
     "softmax": SoftmaxLoss,
     "normface": NormFaceLoss,

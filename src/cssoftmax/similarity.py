@@ -2,23 +2,27 @@
 
 A *similarity* is three elementwise facts. With c the (N, C) cosines between embeddings and class weights:
 
-- ``row(own, target)``: one parameter per row, from the cosine to the row's own class ``own`` (N,) and its label;
-- ``positive(c, row)``: P, the similarity to the own class, and its slope dP/dc;
-- ``negative(c, row)``: N, the similarity to any other class, and its slope dN/dc.
+- ``rows(own, norm, target)``: the row parameters, from the cosine to the row's own class ``own`` (N,), the embedding's
+  length ``norm`` (N,) and its label;
+- ``positive(own, rows)``: P, the similarity to the own class, (N,), differentiable in ``own`` and in the parameters;
+- ``negative(c, rows)``: N, the similarity to any other class, and its slope dN/dc: what engines that never hold the
+  (N, C) matrix run in blocks. To N and its slope the row parameters are constants.
 
-The logits are scale * P in the target's column and scale * N elsewhere; cross entropy does the rest. Slopes are what
-the backward pass uses, so they leave out whatever a similarity treats as constant. A ``row`` is a float, or a tensor
-that broadcasts against ``c``.
+The logits are scale * P in the target's column and scale * N elsewhere; cross entropy does the rest. The slope is that
+of the backward pass: it leaves out whatever a similarity treats as constant. A row parameter is a float, or a tensor
+that broadcasts against ``own`` or ``c``.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 Row = float | Tensor
+Rows = tuple[Row, ...]
+Normalized = Literal["both", "weights", "none"]
 
 # Nearer than this to the clamp of an update weight, its slope, which has no bound there, counts as zero.
 EDGE = 1e-6
@@ -27,16 +31,16 @@ EDGE = 1e-6
 class Similarity(Protocol):
     """The interface every similarity has; see the module's documentation.
 
-    ``cosine`` is False for the plain softmax, whose "cosines" are inner products plus a bias.
+    ``normalized`` says whose length is divided out of the inner products: that of "both" sides (c are cosines), of the
+    class "weights" only, or of "none" (the plain softmax, which adds a bias).
     """
 
     @property
-    def cosine(self) -> bool: ...
-    def row(self, own: Tensor, target: Tensor) -> Row: ...
-    def positive(self, c: Tensor, row: Row) -> Tensor: ...
-    def negative(self, c: Tensor, row: Row) -> Tensor: ...
-    def positive_slope(self, c: Tensor, row: Row) -> Tensor: ...
-    def negative_slope(self, c: Tensor, row: Row) -> Tensor: ...
+    def normalized(self) -> Normalized: ...
+    def rows(self, own: Tensor, norm: Tensor, target: Tensor) -> Rows: ...
+    def positive(self, own: Tensor, rows: Rows) -> Tensor: ...
+    def negative(self, c: Tensor, rows: Rows) -> Tensor: ...
+    def negative_slope(self, c: Tensor, rows: Rows) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -49,32 +53,31 @@ class CSSoftmax:
 
     >>> similarity = CSSoftmax(margin=0.2, weight_update=0.0)
     >>> c = torch.tensor([0.9])
-    >>> row = similarity.row(c, torch.tensor([0]))
-    >>> similarity.positive(c, row) - similarity.negative(c, row)  # at u = 0 the margin, at any cosine
+    >>> rows = similarity.rows(c, torch.ones(1), torch.tensor([0]))
+    >>> similarity.positive(c, rows) - similarity.negative(c, rows)  # at u = 0 the margin, at any cosine
     tensor([-0.2000])
     """
 
     margin: float | Tensor
     weight_update: float
     detach_update: bool = True
-    cosine: bool = True
+    normalized: Normalized = "both"
 
-    def row(self, own: Tensor, target: Tensor) -> Row:
-        return (1 - _of_class(self.margin, target, own)) / 2
+    def rows(self, own: Tensor, norm: Tensor, target: Tensor) -> Rows:
+        return ((1 - _of_class(self.margin, target, own)) / 2,)
 
-    def positive(self, c: Tensor, row: Row) -> Tensor:
-        return self._times_update(1 + row - c, c - (1 - row))
+    def positive(self, own: Tensor, rows: Rows) -> Tensor:
+        (r,) = rows
+        return self._times_update(1 + r - own, own - (1 - r))
 
-    def negative(self, c: Tensor, row: Row) -> Tensor:
-        return self._times_update(c + row, c - row)
+    def negative(self, c: Tensor, rows: Rows) -> Tensor:
+        (r,) = rows
+        return self._times_update(c + r, c - r)
 
-    def positive_slope(self, c: Tensor, row: Row) -> Tensor:
-        gap = 1 + row - c
-        return self._update(gap) - self._update_slope(gap) * (c - (1 - row))
-
-    def negative_slope(self, c: Tensor, row: Row) -> Tensor:
-        gap = c + row
-        return self._update(gap) + self._update_slope(gap) * (c - row)
+    def negative_slope(self, c: Tensor, rows: Rows) -> Tensor:
+        (r,) = rows
+        gap = c + r
+        return self._update(gap) + self._update_slope(gap) * (c - r)
 
     def _times_update(self, gap: Tensor, similarity: Tensor) -> Tensor:
         if self.weight_update == 0:
@@ -109,44 +112,41 @@ class SOSoftmax:
     """
 
     margin: float | Tensor
-    cosine: bool = True
+    normalized: Normalized = "both"
 
-    def row(self, own: Tensor, target: Tensor) -> Row:
-        return (1 - _of_class(self.margin, target, own)) / 2
+    def rows(self, own: Tensor, norm: Tensor, target: Tensor) -> Rows:
+        return ((1 - _of_class(self.margin, target, own)) / 2,)
 
-    def positive(self, c: Tensor, row: Row) -> Tensor:
-        return row**2 - (1 - c) ** 2
+    def positive(self, own: Tensor, rows: Rows) -> Tensor:
+        (r,) = rows
+        return r**2 - (1 - own) ** 2
 
-    def negative(self, c: Tensor, row: Row) -> Tensor:
-        return c**2 - row**2
+    def negative(self, c: Tensor, rows: Rows) -> Tensor:
+        (r,) = rows
+        return c**2 - r**2
 
-    def positive_slope(self, c: Tensor, row: Row) -> Tensor:
-        return 2 * (1 - c)
-
-    def negative_slope(self, c: Tensor, row: Row) -> Tensor:
+    def negative_slope(self, c: Tensor, rows: Rows) -> Tensor:
         return 2 * c
 
 
 @dataclass(frozen=True)
 class CosFace:
-    """P = c - margin, N = c. With margin 0 it is NormFace; with ``cosine=False`` and margin 0, the plain softmax."""
+    """P = c - margin, N = c. At margin 0 it is NormFace; with ``normalized="none"`` too, the plain softmax."""
 
     margin: float | Tensor = 0.0
-    cosine: bool = True
+    normalized: Normalized = "both"
 
-    def row(self, own: Tensor, target: Tensor) -> Row:
-        return _of_class(self.margin, target, own)
+    def rows(self, own: Tensor, norm: Tensor, target: Tensor) -> Rows:
+        return (_of_class(self.margin, target, own),)
 
-    def positive(self, c: Tensor, row: Row) -> Tensor:
-        return c - row
+    def positive(self, own: Tensor, rows: Rows) -> Tensor:
+        (margin,) = rows
+        return own - margin
 
-    def negative(self, c: Tensor, row: Row) -> Tensor:
+    def negative(self, c: Tensor, rows: Rows) -> Tensor:
         return c
 
-    def positive_slope(self, c: Tensor, row: Row) -> Tensor:
-        return torch.ones_like(c)
-
-    def negative_slope(self, c: Tensor, row: Row) -> Tensor:
+    def negative_slope(self, c: Tensor, rows: Rows) -> Tensor:
         return torch.ones_like(c)
 
 
@@ -159,26 +159,22 @@ class ArcFace:
     """
 
     margin: float | Tensor
-    cosine: bool = True
+    normalized: Normalized = "both"
 
-    def row(self, own: Tensor, target: Tensor) -> Row:
-        return _of_class(self.margin, target, own)
+    def rows(self, own: Tensor, norm: Tensor, target: Tensor) -> Rows:
+        return (_of_class(self.margin, target, own),)
 
-    def positive(self, c: Tensor, row: Row) -> Tensor:
-        cos, sin = _cos_sin(row)
-        inside, root = _sine_squared(c)
+    def positive(self, own: Tensor, rows: Rows) -> Tensor:
+        (margin,) = rows
+        cos, sin = _cos_sin(margin)
+        inside, root = _sine_squared(own)
         sine = torch.where(inside, root.sqrt(), 0)
-        return torch.where(c > -cos, c * cos - sine * sin, c - row * sin)
+        return torch.where(own > -cos, own * cos - sine * sin, own - margin * sin)
 
-    def positive_slope(self, c: Tensor, row: Row) -> Tensor:
-        cos, sin = _cos_sin(row)
-        inside, root = _sine_squared(c)
-        return torch.where(c > -cos, cos + torch.where(inside, c / root.sqrt(), 0) * sin, 1.0)
-
-    def negative(self, c: Tensor, row: Row) -> Tensor:
+    def negative(self, c: Tensor, rows: Rows) -> Tensor:
         return c
 
-    def negative_slope(self, c: Tensor, row: Row) -> Tensor:
+    def negative_slope(self, c: Tensor, rows: Rows) -> Tensor:
         return torch.ones_like(c)
 
 
@@ -194,8 +190,8 @@ def default_scale(similarity: Similarity, num_classes: int, probability: float =
     """
     target = torch.arange(num_classes)
     one, zero = torch.ones(num_classes, dtype=torch.float64), torch.zeros(num_classes, dtype=torch.float64)
-    row = similarity.row(one, target)
-    gap = (similarity.positive(one, row) - similarity.negative(zero, row)).mean().item()
+    rows = similarity.rows(one, one, target)
+    gap = (similarity.positive(one, rows) - similarity.negative(zero, rows)).mean().item()
     return math.log(max(num_classes - 1, 1) * probability / (1 - probability)) / gap
 
 

@@ -4,34 +4,41 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cssoftmax.similarity import Similarity
+from cssoftmax.similarity import Rows, Similarity
 
 # Below this length an embedding or a class weight has no direction: its cosines and its gradient are zero.
 SHORTEST = 1e-8
 
 
-def normalize(vectors: Tensor) -> Tensor:
-    """(N, D) rows scaled to length one; a row shorter than 1e-8 becomes zero, and so does its gradient."""
-    length = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+def normalize(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, D) rows scaled to length one, and their lengths (N,).
+
+    A row shorter than 1e-8 becomes zero, and so do its length and its gradient.
+    """
+    length = torch.linalg.vector_norm(vectors, dim=1)
     has_direction = length > SHORTEST
-    return torch.where(has_direction, vectors / torch.where(has_direction, length, 1), 0)
+    length = torch.where(has_direction, length, 1)
+    return torch.where(has_direction[:, None], vectors / length[:, None], 0), torch.where(has_direction, length, 0)
 
 
-def cosines(embeddings: Tensor, weight: Tensor) -> Tensor:
-    """(N, D) and (C, D) to (N, C)."""
-    return normalize(embeddings) @ normalize(weight).mT
+def sides(embeddings: Tensor, weight: Tensor, similarity: Similarity) -> tuple[Tensor, Tensor, Tensor]:
+    """The two sides whose inner products the similarity maps, (N, D) and (C, D), and the embeddings' lengths, (N,)."""
+    directions, norm = normalize(embeddings)
+    left = directions if similarity.normalized == "both" else embeddings
+    right = weight if similarity.normalized == "none" else normalize(weight)[0]
+    return left, right, norm
 
 
-def products(embeddings: Tensor, weight: Tensor, bias: Tensor | None, similarity: Similarity) -> Tensor:
-    """What the similarity maps: cosines, or for the plain softmax inner products plus ``bias`` (C,). Shape (N, C)."""
-    return cosines(embeddings, weight) if similarity.cosine else F.linear(embeddings, weight, bias)
-
-
-def similarities(c: Tensor, target: Tensor, similarity: Similarity) -> tuple[Tensor, Tensor]:
+def similarities(c: Tensor, norm: Tensor, target: Tensor, similarity: Similarity) -> tuple[Tensor, Tensor]:
     """P of each row's own class, (N,), and N of every class, (N, C), the target's column included."""
     own = c.gather(1, target[:, None]).squeeze(1)
-    row = similarity.row(own, target)
-    return similarity.positive(own, row), similarity.negative(c, row[:, None] if isinstance(row, Tensor) else row)
+    rows = similarity.rows(own, norm, target)
+    return similarity.positive(own, rows), similarity.negative(c, columns(rows))
+
+
+def columns(rows: Rows) -> Rows:
+    """Row parameters (N,) as (N, 1), to broadcast against (N, C)."""
+    return tuple(row[:, None] if isinstance(row, Tensor) else row for row in rows)
 
 
 def loss(
@@ -48,9 +55,10 @@ def loss(
     label_smoothing: float,
 ) -> Tensor:
     """Cross entropy of the logits scale * P (own class) and scale * N (others); arguments as in ``functional``."""
-    c = products(embeddings, weight, bias, similarity)
+    left, right, norm = sides(embeddings, weight, similarity)
+    c = F.linear(left, right, bias)
     index = target.clamp(0, len(weight) - 1)  # an ignored label still needs a column to look at
-    positive, negative = similarities(c, index, similarity)
+    positive, negative = similarities(c, norm, index, similarity)
     logits = scale * negative.scatter(1, index[:, None], positive[:, None])
     return F.cross_entropy(
         logits,
