@@ -1,6 +1,7 @@
 """How the defaults of CS-Softmax were found: a sweep over margin, update factor and scale on validation splits.
 
     python tools/sweep_defaults.py mnist cifar10 cifar100 --data-root DATA --output results/defaults
+    python tools/sweep_defaults.py --table    # the tables of docs/choosing.md, from results/defaults
 
 The test split is never loaded into a decision: a fifth of the training split is held out, a small network is trained on
 ``--samples`` of the rest, and accuracy and verification error of the held-out part after the last epoch are written, a
@@ -79,15 +80,59 @@ def one(job: tuple[str, dict[str, object], int, argparse.Namespace]) -> dict[str
     }
 
 
+def tables(folder: Path) -> str:
+    """Accuracy and equal error rate, means over seeds, as Markdown: margin x update factor, then the scale."""
+    parts = []
+    for path in sorted(folder.glob("*.jsonl")):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        seeds = sorted({row["seed"] for row in rows})
+
+        def cell(rows: list[dict[str, object]] = rows, **wanted: object) -> str:
+            found = [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
+            if not found:
+                return "-"
+            accuracy, eer = (100 * sum(row[key] for row in found) / len(found) for key in ("accuracy", "eer"))
+            return f"{accuracy:.1f} / {eer:.1f}"
+
+        cs = [row for row in rows if row["loss"] == "cs-softmax"]
+        margins, factors = (sorted({row[key] for row in cs}) for key in ("margin", "weight_update"))
+        probabilities = sorted({row["probability"] for row in cs})
+        scaled = sorted({(row["margin"], row["weight_update"]) for row in cs if row["probability"] != 0.999})
+        parts += [
+            f"### {path.stem}: seeds {', '.join(map(str, seeds))}; plain softmax {cell(loss='softmax')}",
+            _markdown(
+                ["margin", *(f"u = {u:g}" for u in factors)],
+                [[f"{m:g}", *(cell(margin=m, weight_update=u, probability=0.999) for u in factors)] for m in margins],
+            ),
+            _markdown(
+                ["margin, u", *(f"p = {p:g}" for p in probabilities)],
+                [
+                    [f"{m:g}, {u:g}", *(cell(margin=m, weight_update=u, probability=p) for p in probabilities)]
+                    for m, u in scaled
+                ],
+            ),
+        ]
+    return "\n\n".join(parts)
+
+
+def _markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---:"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("datasets", nargs="+", choices=SMALL)
+    parser.add_argument("datasets", nargs="*", choices=[[], *SMALL])
+    parser.add_argument("--table", action="store_true")
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--output", type=Path, default=Path("results/defaults"))
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--samples", type=int, default=20_000)
     parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()
+    if arguments.table:
+        print(tables(arguments.output))
+        return
     arguments.output.mkdir(parents=True, exist_ok=True)
     for seed in range(arguments.seeds):
         for name in arguments.datasets:

@@ -1,0 +1,42 @@
+# make demo: everything from a fresh clone to a report. make test: linter, types, all tests.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON := python3
+PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: demo test lint types clean
+
+demo: $(VENV)/train.stamp
+	@rm -rf runs/demo
+	$(BIN)/cssoftmax train digits --loss softmax --output runs/demo/softmax --quiet >/dev/null
+	$(BIN)/cssoftmax train digits --loss cs-softmax --output runs/demo/cs-softmax --quiet >/dev/null
+	$(BIN)/cssoftmax report runs/demo/softmax runs/demo/cs-softmax --output runs/demo/report
+
+test: lint types
+	$(BIN)/pytest --numprocesses auto
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/test.stamp
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist runs/demo
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than Python 3.11; give a newer one: make demo PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch first, by its pin alone: left to the others' ranges, pip may take a larger build of it.
+$(VENV)/train.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) torch
+	$(PIP) --editable '.[train]'
+	@touch $@
+
+$(VENV)/test.stamp: $(VENV)/train.stamp
+	$(PIP) --editable '.[train,test]'
+	@touch $@
