@@ -1,5 +1,6 @@
-"""``python -m cssoftmax``."""
+"""``python -m cssoftmax``, for launchers such as ``accelerate launch -m cssoftmax``."""
 
 from cssoftmax.cli import main
 
-main()
+if __name__ == "__main__":
+    main()
