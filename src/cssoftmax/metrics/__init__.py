@@ -10,29 +10,40 @@ from cssoftmax.metrics.classification import (
     top_k_accuracy,
 )
 from cssoftmax.metrics.discriminability import class_centres, fisher_ratio, inter_class_angles, intra_class_angles
-from cssoftmax.metrics.measures import MEASURES, Measure, format_value, measure
+from cssoftmax.metrics.measures import MEASURES, OPEN_SET_MEASURES, Measure, format_value, measure
+from cssoftmax.metrics.open_set import max_cosine, max_log_odds, unknown_auroc
 from cssoftmax.metrics.retrieval import knn_accuracy, leave_one_out, map_at_r, recall_at_1
+from cssoftmax.metrics.significance import PairedDifference, bootstrap_interval, holm, paired_difference, paired_test
 from cssoftmax.metrics.verification import equal_error_rate, pair_scores, roc, true_accept_rate
 
 __all__ = [
     "MEASURES",
+    "OPEN_SET_MEASURES",
     "Measure",
+    "PairedDifference",
+    "bootstrap_interval",
     "class_centres",
     "confusion_matrix",
     "equal_error_rate",
     "expected_calibration_error",
     "fisher_ratio",
     "format_value",
+    "holm",
     "inter_class_angles",
     "intra_class_angles",
     "knn_accuracy",
     "leave_one_out",
     "map_at_r",
+    "max_cosine",
+    "max_log_odds",
     "measure",
     "negative_log_likelihood",
     "pair_scores",
+    "paired_difference",
+    "paired_test",
     "recall_at_1",
     "roc",
     "top_k_accuracy",
     "true_accept_rate",
+    "unknown_auroc",
 ]

@@ -47,12 +47,16 @@ MEASURES = (
     Measure("map_at_r", "MAP@R", "fraction", True),
     Measure("knn_accuracy", "5-NN accuracy", "fraction", True),
 )
+OPEN_SET_MEASURES = (
+    Measure("unknown_auroc_cosine", "AUROC of rejecting unknown classes, maximum cosine", "fraction", True),
+    Measure("unknown_auroc_probability", "AUROC of rejecting unknown classes, maximum probability", "fraction", True),
+)
 
 
 def measure(
     embeddings: Tensor,
     target: Tensor,
-    logits: Tensor,
+    logits: Tensor | None,
     *,
     reference: tuple[Tensor, Tensor] | None = None,
     seed: int = 0,
@@ -67,7 +71,7 @@ def measure(
     Args:
         embeddings: (N, D), finite, N at least 2.
         target: (N,), integers from 0 to C - 1.
-        logits: (N, C), finite.
+        logits: (N, C), finite; None for classes that the network was not trained on, which leaves out what needs them.
         reference: embeddings (M, D) and target (M,) of the training split, for "knn_accuracy"; without it the dict has
             no such key.
         seed: of the sample of verification pairs.
@@ -82,12 +86,12 @@ def measure(
     >>> {key: round(measures[key], 2) for key in ("accuracy", "inter_class_degrees_min", "eer", "map_at_r")}
     {'accuracy': 1.0, 'inter_class_degrees_min': 90.0, 'eer': 0.0, 'map_at_r': 1.0}
     """
-    values = {
-        "accuracy": top_k_accuracy(logits, target, 1),
-        "top5_accuracy": top_k_accuracy(logits, target, 5),
-        "nll": negative_log_likelihood(logits, target),
-        "ece": expected_calibration_error(logits, target),
-    }
+    values: dict[str, float] = {}
+    if logits is not None:
+        values["accuracy"] = top_k_accuracy(logits, target, 1)
+        values["top5_accuracy"] = top_k_accuracy(logits, target, 5)
+        values["nll"] = negative_log_likelihood(logits, target)
+        values["ece"] = expected_calibration_error(logits, target)
     intra, inter = intra_class_angles(embeddings, target), inter_class_angles(embeddings, target)
     values["intra_class_degrees_mean"] = float(intra.mean())
     values["intra_class_degrees_std"] = float(intra.std(correction=0))
