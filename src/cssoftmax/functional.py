@@ -10,7 +10,7 @@ from cssoftmax.engine import IMPLEMENTATIONS, eager
 from cssoftmax.similarity import CSSoftmax, Similarity, default_scale
 
 Reduction = Literal["mean", "sum", "none"]
-Implementation = Literal["auto", "eager"]
+Implementation = Literal["auto", "eager", "chunked"]
 
 
 def cs_softmax_loss(

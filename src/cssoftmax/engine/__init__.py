@@ -3,6 +3,6 @@
 Every engine is a module with a ``loss`` of the same signature; ``eager`` is the one that the others must agree with.
 """
 
-from cssoftmax.engine import eager
+from cssoftmax.engine import chunked, eager
 
-IMPLEMENTATIONS = {"auto": eager.loss, "eager": eager.loss}
+IMPLEMENTATIONS = {"auto": chunked.loss, "eager": eager.loss, "chunked": chunked.loss}
