@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from cssoftmax import reference
-from cssoftmax.engine import IMPLEMENTATIONS
+from cssoftmax.engine import IMPLEMENTATIONS, chunked
 from cssoftmax.functional import similarity_loss
 from cssoftmax.similarity import ArcFace, CosFace, CSSoftmax, SOSoftmax
 
@@ -25,11 +25,26 @@ PAIRS = {
 shapes = st.tuples(st.integers(1, 8), st.integers(1, 9), st.integers(1, 11))
 
 
+@pytest.fixture
+def blocks(monkeypatch):
+    """Sets how few numbers and rows chunked works on at once, and how much of them it may keep."""
+
+    def set_blocks(block, rows, spare):
+        monkeypatch.setattr(chunked, "BLOCK", block)
+        monkeypatch.setattr(chunked, "ROWS", rows)
+        monkeypatch.setattr(chunked, "SPARE", spare)
+
+    return set_blocks
+
+
 @pytest.mark.parametrize("implementation", sorted(set(IMPLEMENTATIONS) - {"auto"}))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", PAIRS)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_values_and_gradients(implementation, dtype, name, data):
+def test_values_and_gradients(implementation, dtype, name, blocks, data):
+    if implementation == "chunked":
+        blocks(*data.draw(st.tuples(st.integers(1, 40), st.integers(1, 9), st.sampled_from([0, 150, 2**20])), "blocks"))
     n, d, c = data.draw(shapes, "N, D, C")
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31), "seed"))
     draw = lambda *size: torch.rand(*size, generator=generator, dtype=torch.float64)  # noqa: E731

@@ -162,7 +162,7 @@ class _Rows(torch.autograd.Function):
                     parameters = _columns(rows, group)
                     negative = similarity.negative(c, parameters)
                     place = group.places[number]
-                    if smooth is not None:
+                    if total is not None and smooth is not None:
                         smoothed = negative * (smooth[start:stop] * scale)
                         total[group.rows] += smoothed.view(-1).index_fill_(0, place, 0).view_as(c).sum(1)
                     z = negative * (scale * LOG2E)
@@ -188,12 +188,12 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled() or ctx.kept is None:
-            return _eager_gradients(ctx, upstream)
+            return _once_more(ctx, upstream)
         x, w, bias, index, smooth = ctx.saved_tensors
         similarity, scale = ctx.similarity, ctx.scale
         inverse_x, inverse_w, rows, edges, groups, grad_w, tops, others = ctx.kept
         ctx.kept = None  # the blocks are consumed
-        needs_x, needs_w, needs_bias = ctx.needs_input_grad[:3]
+        needs_x, _, needs_bias = ctx.needs_input_grad[:3]
         zeros = torch.zeros_like(inverse_x)
         grad_own, grad_norm, grad_others, grad_total = (zeros if grad is None else grad for grad in upstream)
 
@@ -279,9 +279,7 @@ def _edges(num_rows: int, size: int, num_classes: int) -> list[int]:
     return [*range(0, num_classes, columns), num_classes]
 
 
-def _groups(
-    x: Tensor, w: Tensor, grad_w: Tensor | None, index: Tensor, edges: list[int], keep: bool
-) -> list[_Group]:
+def _groups(x: Tensor, w: Tensor, grad_w: Tensor | None, index: Tensor, edges: list[int], keep: bool) -> list[_Group]:
     """All rows: kept in spare memory or, where that is short, in the gradient to come, then those not kept."""
     num_rows, num_classes, size = len(x), len(w), w.shape[1]
     spare = SPARE // (num_classes * x.element_size()) if keep else 0
@@ -321,7 +319,8 @@ def _columns(rows: Rows, group: _Group) -> Rows:
 
 def _length(vectors: Tensor) -> Tensor:
     """Infinite for a vector too short to have a direction, so that what it divides is zero."""
-    return F.threshold_(torch.linalg.vector_norm(vectors, dim=1), eager.SHORTEST, math.inf)
+    length = torch.linalg.vector_norm(vectors, dim=1)
+    return length.masked_fill_(length <= eager.SHORTEST, math.inf)
 
 
 def _project(gradient: Tensor, vectors: Tensor, inverse: Tensor) -> None:
@@ -341,27 +340,29 @@ def _empty(like: Tensor) -> Tensor:
     return empty
 
 
-def _eager_gradients(ctx: Any, upstream: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    """Once more in plain PyTorch: for derivatives of the gradients, or a second backward pass."""
+def _once_more(ctx: Any, upstream: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """A second backward pass, which finds no blocks; or one whose result is differentiated again, by plain PyTorch."""
     create_graph = torch.is_grad_enabled()
-    inputs = ctx.saved_tensors[:3]
-    index, smooth = ctx.saved_tensors[3:]
+    *inputs, index, smooth = ctx.saved_tensors
+    needed = ctx.needs_input_grad[:3]
     if not create_graph:
-        inputs = tuple(None if value is None else value.detach().requires_grad_() for value in inputs)
+        inputs = [
+            value.detach().requires_grad_() if need else value for value, need in zip(inputs, needed, strict=True)
+        ]
     with torch.enable_grad(), torch.autocast(index.device.type, enabled=False):
-        outputs = _eager_rows(*inputs, index, ctx.similarity, ctx.scale, smooth)
+        run: Any = _eager_rows if create_graph else _Rows.apply
+        outputs = run(*inputs, index, ctx.similarity, ctx.scale, smooth)
         pairs = [(output, grad) for output, grad in zip(outputs, upstream, strict=True) if grad is not None]
-        wanted = [value for value, needed in zip(inputs, ctx.needs_input_grad[:3], strict=True) if needed]
         gradients = iter(
             torch.autograd.grad(
                 [output for output, _ in pairs],
-                wanted,
+                [value for value, need in zip(inputs, needed, strict=True) if need],
                 [grad for _, grad in pairs],
                 create_graph=create_graph,
                 allow_unused=True,
             )
         )
-    return *(next(gradients) if needed else None for needed in ctx.needs_input_grad[:3]), None, None, None, None
+    return *(next(gradients) if need else None for need in needed), None, None, None, None
 
 
 def _eager_rows(

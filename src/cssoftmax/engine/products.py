@@ -4,6 +4,7 @@ import os
 import time
 from functools import cache
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,8 +12,9 @@ from torch import Tensor
 # "blas" or "onednn"; None measures once per process.
 LIBRARY: str | None = os.environ.get("CSSOFTMAX_MATMUL")
 
-# What torch.backends.mkldnn.matmul.fp32_precision must say. oneDNN is reached by allowing it bfloat16, of which it makes
-# no use on most processors; where it does, its error shows and rules it out.
+SETTINGS: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+# What its ``fp32_precision`` must say. oneDNN is reached by allowing it bfloat16, of which it
+# makes no use on most processors; where it does, its error shows and rules it out.
 PRECISION = {"blas": "ieee", "onednn": "bf16"}
 
 # Multiply-adds below which a choice is not worth its measurement.
@@ -52,11 +54,13 @@ class using:
         self.precision = PRECISION[library]
 
     def __enter__(self) -> None:
-        self.before = torch.backends.mkldnn.matmul.fp32_precision
-        torch.backends.mkldnn.matmul.fp32_precision = self.precision
+        self.before = SETTINGS.fp32_precision
+        SETTINGS.fp32_precision = self.precision
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        torch.backends.mkldnn.matmul.fp32_precision = self.before
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        SETTINGS.fp32_precision = self.before
 
 
 def best(multiply_adds: int) -> using:
