@@ -319,7 +319,7 @@ def _columns(rows: Rows, group: _Group) -> Rows:
 
 def _length(vectors: Tensor) -> Tensor:
     """Infinite for a vector too short to have a direction, so that what it divides is zero."""
-    length = torch.linalg.vector_norm(vectors, dim=1)
+    length: Tensor = torch.linalg.vector_norm(vectors, dim=1)
     return length.masked_fill_(length <= eager.SHORTEST, math.inf)
 
 
