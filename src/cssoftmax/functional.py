@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cssoftmax.engine import IMPLEMENTATIONS, eager
+from cssoftmax.engine import IMPLEMENTATIONS, eager, triton
 from cssoftmax.similarity import CSSoftmax, Similarity, default_scale
 
 Reduction = Literal["mean", "sum", "none"]
-Implementation = Literal["auto", "eager", "chunked"]
+Implementation = Literal["auto", "eager", "chunked", "triton"]
 
 
 def cs_softmax_loss(
@@ -46,7 +46,7 @@ def cs_softmax_loss(
         detach_update: the update weights are constants in the backward pass.
         class_weight: rescaling of each class's loss, (C,), as ``weight`` of ``F.cross_entropy``.
         reduction, ignore_index, label_smoothing: as in ``F.cross_entropy``.
-        implementation: "auto", or "eager" for plain PyTorch operations.
+        implementation: "auto", "eager" for plain PyTorch operations, or "triton" for kernels on an NVIDIA GPU.
 
     Returns:
         A scalar, or (N,) with ``reduction="none"``; float32, or float64 where an input is. Whatever autocast says,
@@ -113,11 +113,14 @@ def similarity_loss(
     check_choice("implementation", implementation, tuple(IMPLEMENTATIONS))
     if reduction == "mean" and len(embeddings) == 0:
         raise ValueError('embeddings: an empty batch, (0, D), has no mean loss; skip it, or pass reduction="sum"')
+    engine = IMPLEMENTATIONS[implementation]
     dtype = compute_dtype(embeddings, weight)
     with torch.autocast(embeddings.device.type, enabled=False):
-        return IMPLEMENTATIONS[implementation](
-            embeddings.to(dtype),
-            weight.to(dtype),
+        if engine is not triton.loss:  # which reads half precision as it is, and computes in float32 all the same
+            embeddings, weight = embeddings.to(dtype), weight.to(dtype)
+        return engine(
+            embeddings,
+            weight,
             None if bias is None else bias.to(dtype),
             target,
             similarity,

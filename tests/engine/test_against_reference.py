@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from cssoftmax import reference
-from cssoftmax.engine import IMPLEMENTATIONS, chunked
+from cssoftmax.engine import IMPLEMENTATIONS, chunked, triton
 from cssoftmax.functional import similarity_loss
 from cssoftmax.similarity import ArcFace, CosFace, CSSoftmax, SOSoftmax
 
@@ -37,7 +37,7 @@ def blocks(monkeypatch):
     return set_blocks
 
 
-@pytest.mark.parametrize("implementation", sorted(set(IMPLEMENTATIONS) - {"auto"}))
+@pytest.mark.parametrize("implementation", sorted(set(IMPLEMENTATIONS) - {"auto", "triton"}))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", PAIRS)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -96,3 +96,12 @@ def test_values_and_gradients(implementation, dtype, name, blocks, data):
     for got, wanted in zip(gradients, expected[1:], strict=True):
         size = max(wanted.abs().max().item(), 1.0)
         torch.testing.assert_close(got.double(), wanted, rtol=0, atol=tight * size)
+
+
+@pytest.mark.skipif(not triton.INSTALLED, reason="Triton is not installed")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")  # the interpreter's, at log(0) and the like
+@pytest.mark.parametrize("name", PAIRS)
+@settings(max_examples=6)  # the interpreter is slow
+@given(data=st.data())
+def test_values_and_gradients_on_a_gpu(name, data):
+    test_values_and_gradients.hypothesis.inner_test("triton", torch.float32, name, blocks=None, data=data)

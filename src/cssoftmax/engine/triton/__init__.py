@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
@@ -60,22 +61,38 @@ def loss(
             f'implementation: "triton" needs tensors on a GPU, got {embeddings.device}; use "auto" '
             "(or set TRITON_INTERPRET=1 before Python starts, for slow tests on a CPU)"
         )
-    in_plain_pytorch = functools.partial(
-        eager.loss,
-        embeddings,
-        weight,
-        bias,
-        target,
-        similarity,
-        scale=scale,
-        class_weight=class_weight,
-        ignore_index=ignore_index,
-        reduction=reduction,
-        label_smoothing=label_smoothing,
-    )
-    if not _suits(embeddings, weight, similarity, scale):
-        return in_plain_pytorch()
+    options: dict[str, Any] = {
+        "scale": scale,
+        "class_weight": class_weight,
+        "ignore_index": ignore_index,
+        "reduction": reduction,
+        "label_smoothing": label_smoothing,
+    }
+    value = None
+    if _suits(embeddings, weight, similarity, scale):
+        run = _outside_graph if torch.compiler.is_compiling() else _tiled
+        value = run(embeddings, weight, bias, target, similarity, precision=precision, **options)
+    if value is None:
+        dtype = torch.promote_types(torch.promote_types(embeddings.dtype, weight.dtype), torch.float32)
+        value = eager.loss(embeddings.to(dtype), weight.to(dtype), bias, target, similarity, **options)
+    return value
 
+
+def _tiled(
+    embeddings: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    similarity: Similarity,
+    *,
+    scale: float | Tensor,
+    class_weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    precision: str,
+) -> Tensor | None:
+    """The loss by the kernels; None, after a warning, for a similarity that has no translation."""
     num_classes = len(weight)
     index = target.clamp(0, num_classes - 1)  # an ignored label still needs a column to look at
     smooth = None
@@ -89,9 +106,9 @@ def loss(
     except NoTranslation as reason:
         warnings.warn(
             f"{type(similarity).__name__}: {reason}; its loss runs in plain PyTorch, with the (N, C) matrix in memory",
-            stacklevel=2,
+            stacklevel=3,
         )
-        return in_plain_pytorch()
+        return None
     tiles.functions = _kernels().compiled(source)
     tiles.rows = torch.empty(1 + len(rows), len(embeddings), device=embeddings.device)
     for place, row in zip(tiles.rows, (scale, *rows), strict=True):
@@ -116,6 +133,12 @@ def loss(
     if reduction == "none":
         return value
     return value.sum() if reduction == "sum" else value.sum() / share.sum()
+
+
+@_disable_dynamo
+def _outside_graph(*arguments: Any, **options: Any) -> Tensor | None:
+    """``_tiled`` for a caller under ``torch.compile``: one break of its graph, for sources made while it runs."""
+    return _tiled(*arguments, **options)
 
 
 def _suits(embeddings: Tensor, weight: Tensor, similarity: Similarity, scale: float | Tensor) -> bool:

@@ -39,8 +39,9 @@ def _tuned(kernel: Any, half: tuple[tuple[int, ...], ...], full: tuple[tuple[int
         names = [name for name in ("BLOCK_N", "BLOCK_C", "BLOCK_D", "BLOCK_OUT") if name in kernel.arg_names]
         return [triton.Config(dict(zip(names, t, strict=False)), num_warps=t[4], num_stages=t[5]) for t in tiles]
 
-    def candidates(_: object, arguments: dict[str, Any], **constants: Any) -> list[triton.Config]:
-        fitting = [t for t in (full if constants["PRODUCT"] == tl.float32 else half) if t[3] < 2 * arguments["D"]]
+    def candidates(_: object, named: dict[str, Any], **others: Any) -> list[triton.Config]:
+        arguments = named | others
+        fitting = [t for t in (full if arguments["PRODUCT"] == tl.float32 else half) if t[3] < 2 * arguments["D"]]
         return configs(tuple(fitting) or full)
 
     return triton.autotune(
@@ -66,10 +67,10 @@ def compiled(source: str) -> tuple[Any, Any]:
 
 @triton.jit
 def _operand(tile, PRODUCT: tl.constexpr):
-    tile = tile.to(PRODUCT)
-    if INTERPRETED:  # its products misread bfloat16
-        tile = tile.to(tl.float32)
-    return tile
+    if INTERPRETED and PRODUCT == tl.bfloat16:  # the interpreter cuts off instead of rounding, and misreads bfloat16
+        bits = tile.to(tl.float32).to(tl.int32, bitcast=True)
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
+    return tile.to(PRODUCT)
 
 
 @triton.jit
@@ -99,7 +100,9 @@ def _pull(c, i, j, target, rows, log_sum, log_sum_grad, weighted_sum_grad, class
     scale = tl.load(rows + i, mask=inside, other=0.0)
     top = tl.load(log_sum + i, mask=inside, other=0.0)
     grad = tl.load(log_sum_grad + i, mask=inside, other=0.0)
-    share = tl.exp(scale[:, None] * NEGATIVE(c, rows + N, i, inside, N) - top[:, None])
+    other = inside[:, None] & (j < C)[None, :] & (j[None, :] != y[:, None])
+    logits = scale[:, None] * NEGATIVE(c, rows + N, i, inside, N)
+    share = tl.exp(tl.where(other, logits - top[:, None], float("-inf")))
     pull = (grad * scale)[:, None] * share
     if SMOOTH:
         weight = tl.load(class_weight + j, mask=j < C, other=0.0)

@@ -93,7 +93,8 @@ def _function(name: str, method: Callable[[Tensor, Rows], Tensor], num_rows: int
                 torch.zeros(2, 3), *(torch.zeros(2, 1) for _ in range(num_rows))
             ).graph
     except Exception as error:  # whatever a user's method raises
-        raise NoTranslation(f"{name} does not run on stand-in tensors: {error}") from error
+        reason = str(error).split("\n")[0]
+        raise NoTranslation(f"{name} does not run on stand-in tensors ({reason})") from error
     graph.eliminate_dead_code()
 
     lines = []
