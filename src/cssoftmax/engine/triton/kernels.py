@@ -67,7 +67,7 @@ def compiled(source: str) -> tuple[Any, Any]:
 
 @triton.jit
 def _operand(tile, PRODUCT: tl.constexpr):
-    if INTERPRETED and PRODUCT == tl.bfloat16:  # the interpreter cuts off instead of rounding, and misreads bfloat16
+    if INTERPRETED and tl.bfloat16 == PRODUCT:  # the interpreter cuts off instead of rounding, and misreads bfloat16
         bits = tile.to(tl.float32).to(tl.int32, bitcast=True)
         return ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
     return tile.to(PRODUCT)
