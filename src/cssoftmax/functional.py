@@ -1,10 +1,10 @@
 """The losses as pure functions: arguments checked, autocast kept out, an engine called."""
 
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from cssoftmax.engine import IMPLEMENTATIONS, eager, triton
 from cssoftmax.similarity import CSSoftmax, Similarity, default_scale
@@ -94,27 +94,32 @@ def similarity_loss(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     implementation: Implementation = "auto",
+    sub_centers: int = 1,
 ) -> Tensor:
     """Cross entropy of the logits scale * P (own class) and scale * N (the others) of any ``similarity``.
 
     Every loss of the family is this with another similarity; arguments, shapes, dtypes and errors as in
-    :func:`cs_softmax_loss`. ``bias`` (C,) belongs to the plain softmax alone.
+    :func:`cs_softmax_loss`. ``bias`` (C,) belongs to the plain softmax alone. With ``sub_centers`` K > 1 each class has
+    K rows of ``weight``, (C * K, D), and its cosine is the largest of the K; only the eager engine does that, and
+    "auto" takes it.
 
     >>> from cssoftmax.similarity import CosFace
     >>> similarity_loss(torch.eye(2), torch.eye(2), torch.arange(2), CosFace(0.5), scale=1.0)
     tensor(0.4741)
     """
     check_embeddings(embeddings, weight)
-    check_target(embeddings, target, len(weight), ignore_index)
+    check_sub_centers(sub_centers, implementation)
+    num_classes = len(weight) // sub_centers
+    check_target(embeddings, target, num_classes, ignore_index)
     check_scale(scale)
-    check_class_weight(class_weight, len(weight))
+    check_class_weight(class_weight, num_classes)
     check_unit_interval("label_smoothing", label_smoothing)
     check_choice("reduction", reduction, ("mean", "sum", "none"))
     check_choice("implementation", implementation, tuple(IMPLEMENTATIONS))
     if reduction == "mean" and len(embeddings) == 0:
         raise ValueError('embeddings: an empty batch, (0, D), has no mean loss; skip it, or pass reduction="sum"')
-    engine = IMPLEMENTATIONS[implementation]
     dtype = compute_dtype(embeddings, weight)
+    engine = IMPLEMENTATIONS[implementation] if sub_centers == 1 else partial(eager.loss, sub_centers=sub_centers)
     with torch.autocast(embeddings.device.type, enabled=False):
         if engine is not triton.loss:  # which reads half precision as it is, and computes in float32 all the same
             embeddings, weight = embeddings.to(dtype), weight.to(dtype)
@@ -133,7 +138,12 @@ def similarity_loss(
 
 
 def logits(
-    embeddings: Tensor, weight: Tensor, similarity: Similarity, scale: float | Tensor, bias: Tensor | None
+    embeddings: Tensor,
+    weight: Tensor,
+    similarity: Similarity,
+    scale: float | Tensor,
+    bias: Tensor | None,
+    sub_centers: int = 1,
 ) -> Tensor:
     """scale * c, no margin: what inference uses. (N, C)."""
     check_embeddings(embeddings, weight)
@@ -141,21 +151,73 @@ def logits(
     with torch.autocast(embeddings.device.type, enabled=False):
         bias = None if bias is None else bias.to(dtype)
         left, right, _ = eager.sides(embeddings.to(dtype), weight.to(dtype), similarity)
-        return scale * F.linear(left, right, bias)
+        return scale * eager.inner_products(left, right, bias, sub_centers)
 
 
 def similarities(
-    embeddings: Tensor, weight: Tensor, target: Tensor, similarity: Similarity, bias: Tensor | None = None
+    embeddings: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    similarity: Similarity,
+    bias: Tensor | None = None,
+    sub_centers: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """P of each row's own class, (N,), and N of every other class, (N, C) with -inf in the target's column."""
     check_embeddings(embeddings, weight)
-    check_target(embeddings, target, len(weight), ignore_index=None)
+    check_target(embeddings, target, len(weight) // sub_centers, ignore_index=None)
     dtype = compute_dtype(embeddings, weight)
     with torch.autocast(embeddings.device.type, enabled=False):
         bias = None if bias is None else bias.to(dtype)
         left, right, norm = eager.sides(embeddings.to(dtype), weight.to(dtype), similarity)
-        positive, negative = eager.similarities(F.linear(left, right, bias), norm, target, similarity)
+        c = eager.inner_products(left, right, bias, sub_centers)
+        positive, negative = eager.similarities(c, norm, target, similarity)
     return positive, negative.scatter(1, target[:, None], float("-inf"))
+
+
+def own_cosines(
+    embeddings: Tensor, weight: Tensor, target: Tensor, ignore_index: int = -100
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each row's cosine to its own class, its length, and whether it counts: what a loss's statistics are made of.
+
+    All (N,), without gradient. A row that is ignored or not finite does not count; its cosine and length are then 0.
+
+    >>> own_cosines(torch.tensor([[3.0, 4.0]]), torch.eye(2), torch.tensor([1]))
+    (tensor([0.8000]), tensor([5.]), tensor([True]))
+    """
+    check_embeddings(embeddings, weight)
+    check_target(embeddings, target, len(weight), ignore_index)
+    dtype = compute_dtype(embeddings, weight)
+    with torch.no_grad(), torch.autocast(embeddings.device.type, enabled=False):
+        directions, norm = eager.normalize(embeddings.to(dtype))
+        classes, _ = eager.normalize(weight[target.clamp(0, len(weight) - 1)].to(dtype))
+        own = (directions * classes).sum(1)
+        counts = (target != ignore_index) & own.isfinite() & norm.isfinite()
+        return torch.where(counts, own, 0), torch.where(counts, norm, 0), counts
+
+
+def norms(embeddings: Tensor) -> Tensor:
+    """The rows' lengths, (N,), float32 or float64, as the losses see them: 0 below 1e-8."""
+    with torch.autocast(embeddings.device.type, enabled=False):
+        return eager.normalize(embeddings.to(compute_dtype(embeddings, embeddings)))[1]
+
+
+def reduce(
+    values: Tensor, target: Tensor, *, class_weight: Tensor | None, reduction: Reduction, ignore_index: int
+) -> Tensor:
+    """Values of rows (N,) rescaled, ignored and reduced as ``F.cross_entropy`` does it with its own.
+
+    >>> values, target = torch.tensor([1.0, 2.0, 5.0]), torch.tensor([0, 1, -100])
+    >>> reduce(values, target, class_weight=torch.tensor([1.0, 3.0]), reduction="mean", ignore_index=-100)
+    tensor(1.7500)
+    """
+    counts = target != ignore_index
+    share = counts.to(values)
+    if class_weight is not None:
+        share = share * class_weight.to(values)[target.clamp(0, len(class_weight) - 1)]
+    values = torch.where(counts, values, 0) * share
+    if reduction == "none":
+        return values
+    return values.sum() / share.sum() if reduction == "mean" else values.sum()
 
 
 def compute_dtype(embeddings: Tensor, weight: Tensor) -> torch.dtype:
@@ -204,24 +266,32 @@ def check_target(embeddings: Tensor, target: Tensor, num_classes: int, ignore_in
         torch._assert_async(~wrong.any(), f"target: a label is outside 0..{num_classes - 1}")
 
 
-def check_margin(margin: float | Tensor, num_classes: int, *, below: float) -> None:
-    """One number in [0, below), or a float tensor (C,) of such."""
+def check_margin(
+    margin: float | Tensor, num_classes: int, *, below: float, least: float = 0.0, name: str = "margin"
+) -> None:
+    """One number in [least, below), or a float tensor (C,) of such."""
     if isinstance(margin, Tensor):
         if not margin.is_floating_point():
-            raise TypeError(f"margin: a floating-point tensor is needed, got {margin.dtype}")
+            raise TypeError(f"{name}: a floating-point tensor is needed, got {margin.dtype}")
         if margin.shape != (num_classes,):
             raise ValueError(
-                f"margin: a tensor needs one number per class, shape ({num_classes},), got {tuple(margin.shape)}"
+                f"{name}: a tensor needs one number per class, shape ({num_classes},), got {tuple(margin.shape)}"
             )
         if margin.device.type == "cpu" and not torch.compiler.is_compiling():
-            outside = ~((margin >= 0) & (margin < below))
+            outside = ~((margin >= least) & (margin < below))
             if outside.any():
                 worst = int(outside.nonzero()[0])
-                raise ValueError(f"margin: {float(margin[worst]):g} of class {worst} is outside [0, {below:g})")
-    elif isinstance(margin, bool) or not isinstance(margin, (int, float)):
-        raise TypeError(f"margin: a number or a tensor ({num_classes},) is needed, got {type(margin).__name__}")
-    elif not 0 <= margin < below:
-        raise ValueError(f"margin: {margin} is outside [0, {below:g})")
+                raise ValueError(f"{name}: {float(margin[worst]):g} of class {worst} is outside [{least:g}, {below:g})")
+    else:
+        check_number(name, margin, least, below, f"a number or a tensor ({num_classes},)")
+
+
+def check_number(name: str, value: float, least: float, below: float, needed: str = "a number") -> None:
+    """A number in [least, below)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: {needed} is needed, got {type(value).__name__}")
+    if not least <= value < below:
+        raise ValueError(f"{name}: {value} is outside [{least:g}, {below:g})")
 
 
 def check_unit_interval(name: str, value: float) -> None:
@@ -238,6 +308,15 @@ def check_scale(scale: float | Tensor) -> None:
         raise TypeError(f"scale: a number > 0 is needed, got {type(scale).__name__}")
     if not 0 < scale < float("inf"):
         raise ValueError(f"scale: {scale} is not a finite number > 0")
+
+
+def check_sub_centers(sub_centers: int, implementation: str) -> None:
+    if isinstance(sub_centers, bool) or not isinstance(sub_centers, int):
+        raise TypeError(f"sub_centers: an integer >= 1 is needed, got {type(sub_centers).__name__}")
+    if sub_centers < 1:
+        raise ValueError(f"sub_centers: {sub_centers} is below 1")
+    if sub_centers > 1 and implementation not in ("auto", "eager"):
+        raise ValueError(f"implementation: {implementation!r} has no sub-centers; take 'auto' or 'eager'")
 
 
 def check_class_weight(class_weight: Tensor | None, num_classes: int) -> None:

@@ -10,7 +10,10 @@ A *similarity* is three elementwise facts. With c the (N, C) cosines between emb
 
 The logits are scale * P in the target's column and scale * N elsewhere; cross entropy does the rest. The slope is that
 of the backward pass: it leaves out whatever a similarity treats as constant. A row parameter is a float, or a tensor
-that broadcasts against ``own`` or ``c``.
+that broadcasts against ``own`` or ``c``. ``rows`` may draw random numbers: an engine calls it once a loss.
+
+A factor (margin, ...) is a float, a tensor () or a tensor with one number per class, (C,). What changes in training is
+a tensor: the loss modules keep it in their buffers.
 """
 
 import math
@@ -23,6 +26,7 @@ from torch import Tensor
 Row = float | Tensor
 Rows = tuple[Row, ...]
 Normalized = Literal["both", "weights", "none"]
+PastPi = Literal["linear", "easy_margin", "none"]
 
 # Nearer than this to the clamp of an update weight, its slope, which has no bound there, counts as zero.
 EDGE = 1e-6
@@ -64,7 +68,7 @@ class CSSoftmax:
     normalized: Normalized = "both"
 
     def rows(self, own: Tensor, norm: Tensor, target: Tensor) -> Rows:
-        return ((1 - _of_class(self.margin, target, own)) / 2,)
+        return ((1 - _per_row(self.margin, target, own)) / 2,)
 
     def positive(self, own: Tensor, rows: Rows) -> Tensor:
         (r,) = rows
@@ -115,7 +119,7 @@ class SOSoftmax:
     normalized: Normalized = "both"
 
     def rows(self, own: Tensor, norm: Tensor, target: Tensor) -> Rows:
-        return ((1 - _of_class(self.margin, target, own)) / 2,)
+        return ((1 - _per_row(self.margin, target, own)) / 2,)
 
     def positive(self, own: Tensor, rows: Rows) -> Tensor:
         (r,) = rows
@@ -137,7 +141,7 @@ class CosFace:
     normalized: Normalized = "both"
 
     def rows(self, own: Tensor, norm: Tensor, target: Tensor) -> Rows:
-        return (_of_class(self.margin, target, own),)
+        return (_per_row(self.margin, target, own),)
 
     def positive(self, own: Tensor, rows: Rows) -> Tensor:
         (margin,) = rows
@@ -154,22 +158,168 @@ class CosFace:
 class ArcFace:
     """P = cos(theta + margin), N = c, with theta = acos(c) and the margin in radians.
 
-    Where theta + margin would pass pi, P goes on as c - margin * sin(margin), as in the authors' code: beyond pi the
-    cosine rises again and the penalty would turn into a bonus. No acos is taken: its slope is infinite at cosine +-1.
+    Where theta + margin would pass pi, the cosine rises again and the penalty would turn into a bonus. ``past_pi`` says
+    what P is there:
+
+    - "linear": c - margin * sin(margin), as in the authors' first code and in pytorch-metric-learning; P falls by a
+      step there unless the margin is small;
+    - "easy_margin": pi is never passed, for the margin acts only where theta < pi / 2; elsewhere P = c;
+    - "none": cos(theta + margin) all the same, as in the authors' later code.
+
+    No acos is taken: its slope is infinite at cosine +-1.
     """
 
     margin: float | Tensor
+    past_pi: PastPi = "linear"
     normalized: Normalized = "both"
 
     def rows(self, own: Tensor, norm: Tensor, target: Tensor) -> Rows:
-        return (_of_class(self.margin, target, own),)
+        return (_per_row(self.margin, target, own),)
 
     def positive(self, own: Tensor, rows: Rows) -> Tensor:
-        (margin,) = rows
+        margin = rows[0]
         cos, sin = _cos_sin(margin)
-        inside, root = _sine_squared(own)
-        sine = torch.where(inside, root.sqrt(), 0)
-        return torch.where(own > -cos, own * cos - sine * sin, own - margin * sin)
+        added = _cos_of_sum(own, cos, sin)
+        if self.past_pi == "none":
+            return added
+        if self.past_pi == "easy_margin":
+            return torch.where(own > 0, added, own)
+        return torch.where(own > -cos, added, own - margin * sin)
+
+    def negative(self, c: Tensor, rows: Rows) -> Tensor:
+        return c
+
+    def negative_slope(self, c: Tensor, rows: Rows) -> Tensor:
+        return torch.ones_like(c)
+
+
+@dataclass(frozen=True)
+class CurricularFace(ArcFace):
+    """ArcFace's P; N = c where c <= P, and c * (t + c) where the other class is *hard*, c > P."""
+
+    t: float | Tensor = 0.0
+
+    def rows(self, own: Tensor, norm: Tensor, target: Tensor) -> Rows:
+        margin = super().rows(own, norm, target)
+        return *margin, self.positive(own, margin).detach(), _per_row(self.t, target, own)
+
+    def negative(self, c: Tensor, rows: Rows) -> Tensor:
+        _, positive, t = rows
+        return torch.where(c > positive, c * (t + c), c)
+
+    def negative_slope(self, c: Tensor, rows: Rows) -> Tensor:
+        _, positive, t = rows
+        return torch.where(c > positive, t + 2 * c, torch.ones_like(c))
+
+
+@dataclass(frozen=True)
+class MagFace(ArcFace):
+    """ArcFace whose margin grows on a line from ``margin`` to ``upper_margin`` as the embedding's length a does from
+    ``lower_norm`` to ``upper_norm``, and is constant outside."""
+
+    upper_margin: float | Tensor = 0.8
+    lower_norm: float = 10.0
+    upper_norm: float = 110.0
+
+    def rows(self, own: Tensor, norm: Tensor, target: Tensor) -> Rows:
+        low, high = (_per_row(margin, target, own) for margin in (self.margin, self.upper_margin))
+        share = (norm.clamp(self.lower_norm, self.upper_norm) - self.lower_norm) / (self.upper_norm - self.lower_norm)
+        return (low + (high - low) * share,)
+
+    def penalty(self, norm: Tensor) -> Tensor:
+        """g(a) = 1 / a + a / upper_norm^2, least at a = ``upper_norm``; below ``lower_norm`` its tangent there.
+
+        >>> MagFace(0.45).penalty(torch.tensor([0.0, 10.0, 110.0]))
+        tensor([0.2000, 0.1008, 0.0182])
+        """
+        least, most = self.lower_norm, self.upper_norm
+        inside = norm.clamp(min=least)
+        return 1 / inside - (norm - inside) / least**2 + norm / most**2
+
+
+@dataclass(frozen=True)
+class AdaFace:
+    """P = cos(theta + angle) - shift, N = c, with angle = -margin * z and shift = margin * (1 + z).
+
+    z, the embedding's quality, is its length less ``norm_mean``, over ``norm_std``, times ``concentration``, and lies
+    in [-1, 1]; it is a constant in the backward pass. theta + angle is held in [0, pi].
+    """
+
+    margin: float | Tensor
+    concentration: float = 0.333
+    norm_mean: float | Tensor = 20.0
+    norm_std: float | Tensor = 100.0
+    normalized: Normalized = "both"
+
+    def rows(self, own: Tensor, norm: Tensor, target: Tensor) -> Rows:
+        mean, std = (_per_row(value, target, own) for value in (self.norm_mean, self.norm_std))
+        quality = ((clipped_norm(norm.detach()) - mean) / (std + 1e-3) * self.concentration).clamp(-1, 1)
+        margin = _per_row(self.margin, target, own)
+        return -margin * quality, margin * (1 + quality)
+
+    def positive(self, own: Tensor, rows: Rows) -> Tensor:
+        angle, shift = rows
+        cos, sin = _cos_sin(angle)
+        added = _cos_of_sum(own, cos, sin)
+        added = torch.where((sin < 0) & (own >= cos), torch.ones_like(own), added)
+        return torch.where((sin > 0) & (own <= -cos), -torch.ones_like(own), added) - shift
+
+    def negative(self, c: Tensor, rows: Rows) -> Tensor:
+        return c
+
+    def negative_slope(self, c: Tensor, rows: Rows) -> Tensor:
+        return torch.ones_like(c)
+
+
+@dataclass(frozen=True)
+class ElasticArcFace(ArcFace):
+    """ArcFace with a margin drawn for each row from Normal(margin, std)."""
+
+    std: float = 0.0125
+    generator: torch.Generator | None = None
+
+    def rows(self, own: Tensor, norm: Tensor, target: Tensor) -> Rows:
+        return (_drawn(_per_row(self.margin, target, own), self.std, self.generator, own),)
+
+
+@dataclass(frozen=True)
+class ElasticCosFace(CosFace):
+    """CosFace with a margin drawn for each row from Normal(margin, std)."""
+
+    std: float = 0.0125
+    generator: torch.Generator | None = None
+
+    def rows(self, own: Tensor, norm: Tensor, target: Tensor) -> Rows:
+        return (_drawn(_per_row(self.margin, target, own), self.std, self.generator, own),)
+
+
+@dataclass(frozen=True)
+class SphereFace:
+    """P = |x| (lambda cos(theta) + psi(theta)) / (1 + lambda), N = c = |x| cos(theta): embeddings are not normalised.
+
+    psi(theta) = (-1)^k cos(margin * theta) - 2 k with k = floor(margin * theta / pi) falls all the way from theta = 0
+    to pi. ``annealing`` is lambda: the larger, the nearer to the softmax of N alone. A zero embedding,
+    which has no angle, has P = 0.
+    """
+
+    margin: float | Tensor
+    annealing: float | Tensor = 0.0
+    normalized: Normalized = "weights"
+
+    def rows(self, own: Tensor, norm: Tensor, target: Tensor) -> Rows:
+        return _per_row(self.margin, target, own), _per_row(self.annealing, target, own), norm
+
+    def positive(self, own: Tensor, rows: Rows) -> Tensor:
+        margin, annealing, norm = rows
+        assert isinstance(norm, Tensor)
+        has_angle = norm > 0
+        c = own / torch.where(has_angle, norm, 1)
+        inside, _ = _sine_squared(c)
+        ends = torch.where(c > 0, torch.zeros_like(c), torch.full_like(c, math.pi))
+        theta = torch.where(inside, torch.where(inside, c, 0).acos(), ends)
+        k = (margin * theta.detach() / math.pi).floor()
+        psi = (1 - 2 * (k % 2)) * torch.cos(margin * theta) - 2 * k
+        return torch.where(has_angle, (annealing * own + norm * psi) / (1 + annealing), own)
 
     def negative(self, c: Tensor, rows: Rows) -> Tensor:
         return c
@@ -195,9 +345,30 @@ def default_scale(similarity: Similarity, num_classes: int, probability: float =
     return math.log(max(num_classes - 1, 1) * probability / (1 - probability)) / gap
 
 
-def _of_class(margin: float | Tensor, target: Tensor, like: Tensor) -> Row:
-    """The margin of each row's class: (N,), or the one number that serves all."""
-    return margin.to(like)[target] if isinstance(margin, Tensor) else margin
+def clipped_norm(norm: Tensor) -> Tensor:
+    """The embedding's length as AdaFace takes it."""
+    return norm.clamp(1e-3, 100)
+
+
+def _per_row(factor: float | Tensor, target: Tensor, like: Tensor) -> Row:
+    """A factor for each row, (N,): that of the row's class, or the one number that serves all."""
+    if not isinstance(factor, Tensor):
+        return factor
+    factor = factor.to(like)
+    return factor[target] if factor.ndim else factor.expand_as(like)
+
+
+def _drawn(mean: Row, std: float, generator: torch.Generator | None, like: Tensor) -> Row:
+    if std == 0:
+        return mean
+    device = like.device if generator is None else generator.device
+    return mean + std * torch.randn(like.shape, generator=generator, device=device).to(like)
+
+
+def _cos_of_sum(c: Tensor, cos: Row, sin: Row) -> Tensor:
+    """cos(theta + angle) for c = cos(theta), from the angle's cosine and sine."""
+    inside, square = _sine_squared(c)
+    return c * cos - torch.where(inside, square.sqrt(), 0) * sin
 
 
 def _sine_squared(c: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 from cssoftmax import reference
 from cssoftmax.engine import IMPLEMENTATIONS, chunked, triton
 from cssoftmax.functional import similarity_loss
-from cssoftmax.similarity import ArcFace, CosFace, CSSoftmax, SOSoftmax
+from cssoftmax.similarity import (
+    AdaFace,
+    ArcFace,
+    CosFace,
+    CSSoftmax,
+    CurricularFace,
+    MagFace,
+    SOSoftmax,
+    SphereFace,
+)
 
 PAIRS = {
     "cs-softmax": lambda m, u: (CSSoftmax(m, u), reference.cs_softmax(u)),
@@ -19,8 +28,31 @@ PAIRS = {
     "cosface": lambda m, u: (CosFace(m), reference.cosface()),
     "normface": lambda m, u: (CosFace(), reference.cosface()),
     "arcface": lambda m, u: (ArcFace(m), reference.arcface()),
+    "arcface, easy margin": lambda m, u: (ArcFace(m, "easy_margin"), reference.arcface("easy_margin")),
+    "arcface, none": lambda m, u: (ArcFace(m, "none"), reference.arcface("none")),
+    "curricularface": lambda m, u: (CurricularFace(m, t=u), reference.curricularface(u)),
+    "magface": lambda m, u: (MagFace(m, "linear", "both", 0.8, 2.0, 4.0), reference.magface(0.8, 2.0, 4.0)),
+    "adaface": lambda m, u: (AdaFace(m, 1.0, 3.0, u), reference.adaface(1.0, 3.0, u)),
+    "sphereface": lambda m, u: (SphereFace(m, u - 0.05), reference.sphereface(u - 0.05)),
     "softmax": lambda m, u: (CosFace(normalized="none"), reference.cosface()),
 }
+
+ANGULAR = [name for name in PAIRS if "face" in name and name not in ("cosface", "normface")]
+JUMPING = [name for name in ANGULAR if name != "sphereface"]
+
+
+def near_a_jump(name, similarity, c, norm, y):
+    """Whether a value or a slope jumps so near that rounding chooses its side."""
+    own = c.gather(1, y[:, None]).squeeze(1)
+    rows = similarity.rows(own, norm, y)
+    angle = torch.as_tensor(rows[0], dtype=torch.float64).expand_as(own)
+    edges = [own.acos() + angle - torch.pi, own.acos() + angle, own]  # past pi, below 0, the easy margin's end
+    if name == "curricularface":
+        edges.append((c - similarity.positive(own, rows)[:, None]).scatter(1, y[:, None], 1))
+    if name == "magface":
+        edges.extend(norm - bound for bound in (similarity.lower_norm, similarity.upper_norm))
+    return any(bool((edge.abs() < 1e-4).any()) for edge in edges)
+
 
 shapes = st.tuples(st.integers(1, 8), st.integers(1, 9), st.integers(1, 11))
 
@@ -53,19 +85,25 @@ def test_values_and_gradients(implementation, dtype, name, blocks, data):
     y = torch.randint(c, (n,), generator=generator)
     row, kind = data.draw(st.integers(0, n - 1)), data.draw(st.sampled_from(["as drawn", "own", "opposite", "zero"]))
     x[row] = {"as drawn": x[row], "own": 3 * w[y[row]], "opposite": -w[y[row]], "zero": 0 * x[row]}[kind]
-    if name == "arcface":  # its slope in the angle has no one value at cosine +-1: finiteness there is another test
-        assume(torch.nn.functional.cosine_similarity(x, w[y]).abs().max() < 0.9999)
+    cosines = torch.nn.functional.normalize(x.double()) @ torch.nn.functional.normalize(w.double()).T
+    if name in ANGULAR:  # their slopes in the angle have no one value at cosine +-1: finiteness there is another test
+        assume(cosines.gather(1, y[:, None]).abs().max() < 0.9999)
     if data.draw(st.booleans(), "ignore some"):
         y[draw(n) < 0.3] = -100
     margin = (draw(c) * 0.9).to(dtype) if data.draw(st.booleans(), "per class") else data.draw(st.floats(0, 0.9))
     if name in ("normface", "softmax"):
         margin = 0.0
+    if name == "sphereface":
+        margin = 1 + 4 * margin
+        assume(kind != "zero")  # it has no angle: another test
     similarity, oracle = PAIRS[name](margin, data.draw(st.floats(0.05, 1), "u"))
     options = {
         "scale": data.draw(st.floats(0.5, 30), "scale"),
         "label_smoothing": data.draw(st.sampled_from([0.0, 0.1])),
         "reduction": data.draw(st.sampled_from(["mean", "sum", "none"])),
     }
+    if name in JUMPING:
+        assume(not near_a_jump(name, similarity, cosines, x.double().norm(dim=1), y.clamp(min=0)))
     rescale = (0.2 + draw(c)).to(dtype) if data.draw(st.booleans(), "class weight") else None
     bias = draw(c).to(dtype).requires_grad_() if name == "softmax" else None
 
@@ -83,7 +121,7 @@ def test_values_and_gradients(implementation, dtype, name, blocks, data):
         y,
         oracle,
         margin=margin.tolist() if isinstance(margin, torch.Tensor) else margin,
-        cosine=similarity.normalized == "both",
+        cosine=similarity.normalized != "none",
         bias=None if bias is None else bias.tolist(),
         class_weight=None if rescale is None else rescale.tolist(),
         **options,

@@ -29,6 +29,12 @@ def sides(embeddings: Tensor, weight: Tensor, similarity: Similarity) -> tuple[T
     return left, right, norm
 
 
+def inner_products(left: Tensor, right: Tensor, bias: Tensor | None, sub_centers: int = 1) -> Tensor:
+    """(N, C) inner products of the sides; with sub-centers, where a class has K rows of ``right``, the largest of K."""
+    products = F.linear(left, right, bias)
+    return products if sub_centers == 1 else products.view(len(products), -1, sub_centers).max(2).values
+
+
 def similarities(c: Tensor, norm: Tensor, target: Tensor, similarity: Similarity) -> tuple[Tensor, Tensor]:
     """P of each row's own class, (N,), and N of every class, (N, C), the target's column included."""
     own = c.gather(1, target[:, None]).squeeze(1)
@@ -37,8 +43,8 @@ def similarities(c: Tensor, norm: Tensor, target: Tensor, similarity: Similarity
 
 
 def columns(rows: Rows) -> Rows:
-    """Row parameters (N,) as (N, 1), to broadcast against (N, C)."""
-    return tuple(row[:, None] if isinstance(row, Tensor) else row for row in rows)
+    """Row parameters (N,) as constants (N, 1), to broadcast against (N, C)."""
+    return tuple(row.detach()[:, None] if isinstance(row, Tensor) else row for row in rows)
 
 
 def loss(
@@ -53,11 +59,12 @@ def loss(
     ignore_index: int,
     reduction: str,
     label_smoothing: float,
+    sub_centers: int = 1,
 ) -> Tensor:
     """Cross entropy of the logits scale * P (own class) and scale * N (others); arguments as in ``functional``."""
     left, right, norm = sides(embeddings, weight, similarity)
-    c = F.linear(left, right, bias)
-    index = target.clamp(0, len(weight) - 1)  # an ignored label still needs a column to look at
+    c = inner_products(left, right, bias, sub_centers)
+    index = target.clamp(0, c.shape[1] - 1)  # an ignored label still needs a column to look at
     positive, negative = similarities(c, norm, index, similarity)
     logits = scale * negative.scatter(1, index[:, None], positive[:, None])
     return F.cross_entropy(
