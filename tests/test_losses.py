@@ -705,10 +705,10 @@ def test_adaface_is_arcface_for_poor_cosface_for_mean_and_the_reverse_for_good_e
 @pytest.mark.parametrize(("kind", "plain"), [("arc", ArcFaceLoss), ("cos", CosFaceLoss)])
 def test_elasticface_without_deviation_is_arcface_or_cosface(kind, plain):
     x, w, y = problem(4, (9, 5, 6))
-    elastic = ElasticFaceLoss(5, 6, kind=kind, std=0.0).double()
+    elastic = ElasticFaceLoss(5, 6, kind=kind, margin=0.4, std=0.0).double()
     call = lambda x, w: torch.func.functional_call(elastic, {"weight": w}, (x, y))  # noqa: E731
-    assert_same(call, on(plain(5, 6), y), x, w)
-    assert elastic.scale == plain(5, 6).scale
+    assert_same(call, on(plain(5, 6, margin=0.4), y), x, w)
+    assert elastic.scale == plain(5, 6, margin=0.4).scale
 
 
 @pytest.mark.parametrize("kind", ["arc", "cos"])

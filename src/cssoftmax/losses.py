@@ -774,7 +774,7 @@ class ElasticFaceLoss(SimilarityLoss):
     Args:
         kind: "arc" or "cos", whose margin it is.
         margin: the mean, radians in [0, pi / 2) for "arc", in [0, 2) for "cos": one number, one per class (C,), or a
-            Schedule. Default: the authors' 0.5 for "arc" and 0.35 for "cos".
+            Schedule. Default: the authors' 0.5 for "arc"; theirs for "cos" is 0.35.
         std: >= 0. Default: the authors' 0.0125.
         generator: the random numbers' source; None is PyTorch's own. It is not part of ``state_dict``.
         options: as in :class:`SimilarityLoss`. ``scale=None`` is that of ArcFace or CosFace.
@@ -797,7 +797,7 @@ class ElasticFaceLoss(SimilarityLoss):
         num_classes: int,
         *,
         kind: Literal["arc", "cos"] = "arc",
-        margin: Margin | None = None,
+        margin: Margin = 0.5,
         std: float = 0.0125,
         generator: torch.Generator | None = None,
         **options: Unpack[Options],
@@ -805,11 +805,11 @@ class ElasticFaceLoss(SimilarityLoss):
         functional.check_choice("kind", kind, ("arc", "cos"))
         functional.check_number("std", std, 0.0, math.inf)
         if kind == "arc":
-            margin = _margin(0.5 if margin is None else margin, num_classes, below=torch.pi / 2)
+            margin = _margin(margin, num_classes, below=torch.pi / 2)
             plain: Similarity = ArcFace(margin)
             elastic: Similarity = ElasticArcFace(margin, std=std, generator=generator)
         else:
-            margin = _margin(0.35 if margin is None else margin, num_classes, below=2.0)
+            margin = _margin(margin, num_classes, below=2.0)
             plain, elastic = CosFace(margin), ElasticCosFace(margin, std=std, generator=generator)
         if options.get("scale") is None:
             options["scale"] = default_scale(_at_end(plain), num_classes)
@@ -1006,7 +1006,7 @@ def settings_of(loss: SimilarityLoss) -> dict[str, Any]:
     """The loss's own settings, defaults filled in, as :func:`build` takes them, ready for JSON.
 
     >>> settings_of(ElasticFaceLoss(8, 3, kind="cos", scale=20.0))
-    {'kind': 'cos', 'label_smoothing': 0.0, 'margin': 0.35, 'scale': 20.0, 'std': 0.0125}
+    {'kind': 'cos', 'label_smoothing': 0.0, 'margin': 0.5, 'scale': 20.0, 'std': 0.0125}
     """
     known = vars(loss) | vars(loss._similarity) | loss._schedules | {"scale": loss._schedules.get("scale", loss.scale)}
     settings = {}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pytorch_metric_learning import losses as pml
 
-from cssoftmax import ArcFaceLoss, CosFaceLoss, NormFaceLoss
+from cssoftmax import ArcFaceLoss, CosFaceLoss, NormFaceLoss, SphereFaceLoss, SubCenterArcFaceLoss
 
 # Its class weights are transposed, ArcFace's margin is in degrees, and NormFace is its softmax with a temperature.
 PAIRS = {
@@ -21,6 +21,16 @@ PAIRS = {
     "arcface, past pi": (
         lambda: ArcFaceLoss(16, 10, margin=1.4, scale=10.0),
         lambda: pml.ArcFaceLoss(10, 16, margin=math.degrees(1.4), scale=10),
+    ),
+    "subcenter-arcface": (
+        lambda: SubCenterArcFaceLoss(16, 10, margin=0.5, sub_centers=3, scale=30.0),
+        lambda: pml.SubCenterArcFaceLoss(
+            num_classes=10, embedding_size=16, margin=math.degrees(0.5), scale=30, sub_centers=3
+        ),
+    ),
+    "sphereface": (
+        lambda: SphereFaceLoss(16, 10, margin=4, annealing=0.0),
+        lambda: pml.SphereFaceLoss(10, 16, margin=4, scale=1),
     ),
     "normface": (
         lambda: NormFaceLoss(16, 10, scale=20.0),
