@@ -417,6 +417,8 @@ def test_sizes_below_one_are_named(sizes):
 def test_unknown_names_list_what_there_is():
     with pytest.raises(ValueError, match="loss: 'tripple' is not one of cs-softmax, softmax"):
         build("tripple", 4, 3)
+    with pytest.raises(ValueError, match="sub_centers: an integer >= 1 is needed, got str"):
+        build("subcenter-arcface", 4, 3, sub_centers="two")
     with pytest.raises(ValueError, match="weight_update: cosface has no such setting; it has .*margin"):
         build("cosface", 4, 3, weight_update=0.5)
 

@@ -1,5 +1,6 @@
 """The commands; flags in, one call out."""
 
+import json
 import os
 import sys
 import time
@@ -95,6 +96,10 @@ def train(
     ] = None,
     weight_update: Annotated[float | None, typer.Option(help="Weight update factor u in [0, 1], cs-softmax.")] = None,
     relaxation: Annotated[float | None, typer.Option(help="Relaxation factor in (0, 0.5], circle.")] = None,
+    factor: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Any other factor of the loss, like sub_centers=2; may be repeated."),
+    ] = None,
     network: Annotated[str | None, typer.Option(help=f"One of {', '.join(NETWORKS)}.")] = None,
     width: Annotated[int | None, typer.Option(help="Channels of the network's first layer.")] = None,
     embedding_size: Annotated[
@@ -156,6 +161,7 @@ def train(
             "mixup": mixup,
         }
         factors = {"margin": margin, "scale": scale, "weight_update": weight_update, "relaxation": relaxation}
+        factors |= _factors(factor or [])
         name = Path(source).name if "/" in source or Path(source).exists() else source
         with _Display(quiet) as display:
             run = jobs.train(
@@ -218,6 +224,20 @@ def _show(runs: Sequence[Path], folder: Path) -> None:
     path = report.write_report(runs, folder, curves=curves)
     out.print(table)
     out.print(f"report: {path}", markup=False)
+
+
+def _factors(words: Sequence[str]) -> dict[str, Any]:
+    """NAME=VALUE, the value as JSON where it is JSON: a number, true, false, or a schedule."""
+    factors = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (name and equals and value):
+            raise ValueError(f"--factor: {word!r} is not NAME=VALUE, like sub_centers=2")
+        try:
+            factors[name] = json.loads(value)
+        except ValueError:
+            factors[name] = value
+    return factors
 
 
 def _given(settings: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Train and evaluate as functions: what the commands call. A run is a folder of plain files."""
 
 import importlib.metadata
-import inspect
 import json
 import platform
 from collections.abc import Callable, Mapping
@@ -101,7 +100,7 @@ def train(
         "classes": list(dataset.classes),
         "input_channels": dataset.train.inputs.shape[1],
         "input_shape": list(dataset.train.inputs.shape[1:]),
-        "loss": {"name": loss, **_settings_of(probe), **settings},
+        "loss": {"name": loss, **losses.settings_of(probe), **settings},
         "recipe": asdict(recipe),
         "seed": seed,
         "amp": amp,
@@ -171,7 +170,7 @@ def load_model(run: Path, config: Mapping[str, Any] | None = None) -> Classifier
 def logit_curve(run: Path, points: int = 401) -> dict[str, Tensor | str | float]:
     """P(c) and N(c) of a run's loss over cosines from -1 to 1, as :class:`cssoftmax.report.LogitCurve` takes them."""
     config = read_config(run)
-    loss = _loss(config)
+    loss = load_model(run, config).loss.eval()
     cosines = torch.linspace(-1, 1, points, dtype=torch.float64)
     rows = loss.similarity.rows(cosines, torch.ones_like(cosines), torch.zeros(points, dtype=torch.int64))
     return {
@@ -244,7 +243,7 @@ def _evaluate(
             "embeddings": embeddings,
             "logits": logits,
             "target": dataset.test.target,
-            "class_weights": model.loss.weight.detach(),
+            "class_weights": _class_weights(model.loss, embeddings, dataset.test.target),
         },
     )
     files.write_json(
@@ -295,14 +294,11 @@ def _loss(config: Mapping[str, Any]) -> losses.SimilarityLoss:
     return losses.build(config["loss"]["name"], config["recipe"]["embedding_size"], len(config["classes"]), **settings)
 
 
-def _settings_of(loss: losses.SimilarityLoss) -> dict[str, Any]:
-    """The loss's own settings, defaults resolved, as :func:`cssoftmax.losses.build` takes them."""
-    settings: dict[str, Any] = {"scale": loss.scale} if loss.similarity.normalized != "none" else {}
-    own = vars(loss.similarity)
-    if isinstance(loss, losses.CircleLoss):
-        return settings | {"relaxation": (1 - own["margin"]) / 2}
-    accepted = inspect.signature(type(loss)).parameters
-    return settings | {name: value for name, value in own.items() if name in accepted}
+def _class_weights(loss: losses.SimilarityLoss, embeddings: Tensor, target: Tensor) -> Tensor:
+    """(C, D): of several sub-centers of a class, the one that most embeddings are nearest to."""
+    if isinstance(loss, losses.SubCenterArcFaceLoss):
+        return loss.dominant_centers(embeddings.to(loss.weight.device), target.to(loss.weight.device))
+    return loss.weight.detach()
 
 
 def _recipe(config: Mapping[str, Any]) -> Recipe:

@@ -981,7 +981,8 @@ def build(name: str, in_features: int, num_classes: int, **settings: Any) -> Sim
     a list for a tensor.
 
     Raises:
-        ValueError: no loss of that name, or it has no such setting; the message lists those there are.
+        ValueError: no loss of that name, or it has no such setting (the message lists those there are), or not with
+            such a value.
 
     >>> build("cosface", 8, 3, margin=0.2)
     CosFaceLoss(in_features=8, num_classes=3, margin=0.2, scale=9.5)
@@ -999,7 +1000,10 @@ def build(name: str, in_features: int, num_classes: int, **settings: Any) -> Sim
                 raise ValueError(f"{key}: {dict(value)} is no schedule: {error}") from None
         elif isinstance(value, list):
             settings[key] = torch.tensor(value, dtype=torch.float32)
-    return LOSSES[name](in_features, num_classes, **settings)
+    try:
+        return LOSSES[name](in_features, num_classes, **settings)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
 
 
 def settings_of(loss: SimilarityLoss) -> dict[str, Any]:

@@ -265,6 +265,9 @@ def _command(run: Run) -> str:
             value = settings.get(option)
             if isinstance(value, str | int | float) and (settings is not place or value):
                 words += ["--" + option.replace("_", "-"), str(value)]
+    for name, value in loss.items():
+        if name not in ("name", "label_smoothing") and (name not in LOSS_OPTIONS or isinstance(value, dict | list)):
+            words += ["--factor", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
     words += ["--seed", str(run.config.get("seed", 0))]
     if run.config.get("amp", "no") != "no":
         words += ["--amp", str(run.config["amp"])]
