@@ -186,11 +186,15 @@ class SimilarityLoss(nn.Module):
 
     def forward(self, embeddings: Tensor, target: Tensor) -> Tensor:
         """The loss of ``embeddings`` (N, D) with labels ``target`` (N,): a scalar, or (N,) with reduction="none"."""
+        return self._loss(embeddings, target, self.similarity)
+
+    def _loss(self, embeddings: Tensor, target: Tensor, similarity: Similarity) -> Tensor:
+        """The loss, after which what is scheduled moves."""
         value = functional.similarity_loss(
             embeddings,
             self.weight,
             target,
-            self.similarity,
+            similarity,
             scale=self.scale.clone() if isinstance(self.scale, Tensor) else self.scale,
             bias=self.bias,
             class_weight=self.class_weight,
@@ -218,7 +222,7 @@ class SimilarityLoss(nn.Module):
         settings = {
             name: "per class" if isinstance(value, Tensor) else value
             for name, value in vars(self._similarity).items()
-            if name not in ("normalized", "generator") and not (isinstance(value, Tensor) and value.ndim == 0)
+            if name not in ("normalized", "deviation") and not (isinstance(value, Tensor) and value.ndim == 0)
         }
         if self.sub_centers > 1:
             settings["sub_centers"] = self.sub_centers
@@ -805,21 +809,23 @@ class ElasticFaceLoss(SimilarityLoss):
         functional.check_choice("kind", kind, ("arc", "cos"))
         functional.check_number("std", std, 0.0, math.inf)
         if kind == "arc":
-            margin = _margin(margin, num_classes, below=torch.pi / 2)
-            plain: Similarity = ArcFace(margin)
-            elastic: Similarity = ElasticArcFace(margin, std=std, generator=generator)
+            similarity: Similarity = ElasticArcFace(_margin(margin, num_classes, below=torch.pi / 2))
         else:
-            margin = _margin(margin, num_classes, below=2.0)
-            plain, elastic = CosFace(margin), ElasticCosFace(margin, std=std, generator=generator)
-        if options.get("scale") is None:
-            options["scale"] = default_scale(_at_end(plain), num_classes)
-        super().__init__(elastic, in_features, num_classes, **options)
+            similarity = ElasticCosFace(_margin(margin, num_classes, below=2.0))
+        super().__init__(similarity, in_features, num_classes, **options)
         self.kind = kind
+        self.std = std
+        self.generator = generator
 
-    @property
-    def similarity(self) -> Similarity:
-        similarity = super().similarity
-        return similarity if self.training else replace(similarity, std=0.0)  # type: ignore[type-var]
+    def forward(self, embeddings: Tensor, target: Tensor) -> Tensor:
+        """As :meth:`SimilarityLoss.forward`; in training each row's margin is drawn."""
+        if not self.training or self.std == 0:
+            return super().forward(embeddings, target)
+        functional.check_embeddings(embeddings, self.weight)
+        device = embeddings.device if self.generator is None else self.generator.device
+        deviation = self.std * torch.randn(len(embeddings), generator=self.generator, device=device)
+        similarity = replace(self.similarity, deviation=deviation.to(embeddings.device, non_blocking=True))  # type: ignore[type-var]
+        return self._loss(embeddings, target, similarity)
 
 
 class CircleLoss(SimilarityLoss):

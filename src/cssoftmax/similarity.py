@@ -10,7 +10,7 @@ A *similarity* is three elementwise facts. With c the (N, C) cosines between emb
 
 The logits are scale * P in the target's column and scale * N elsewhere; cross entropy does the rest. The slope is that
 of the backward pass: it leaves out whatever a similarity treats as constant. A row parameter is a float, or a tensor
-that broadcasts against ``own`` or ``c``. ``rows`` may draw random numbers: an engine calls it once a loss.
+that broadcasts against ``own`` or ``c``. An engine may call ``rows`` more than once, always with the whole batch.
 
 A factor (margin, ...) is a float, a tensor () or a tensor with one number per class, (C,). What changes in training is
 a tensor: the loss modules keep it in their buffers.
@@ -273,24 +273,22 @@ class AdaFace:
 
 @dataclass(frozen=True)
 class ElasticArcFace(ArcFace):
-    """ArcFace with a margin drawn for each row from Normal(margin, std)."""
+    """ArcFace with ``deviation``, one number for each row of the batch, (N,), added to the margin."""
 
-    std: float = 0.0125
-    generator: torch.Generator | None = None
+    deviation: float | Tensor = 0.0
 
     def rows(self, own: Tensor, norm: Tensor, target: Tensor) -> Rows:
-        return (_drawn(_per_row(self.margin, target, own), self.std, self.generator, own),)
+        return (_per_row(self.margin, target, own) + _as(own, self.deviation),)
 
 
 @dataclass(frozen=True)
 class ElasticCosFace(CosFace):
-    """CosFace with a margin drawn for each row from Normal(margin, std)."""
+    """CosFace with ``deviation``, one number for each row of the batch, (N,), added to the margin."""
 
-    std: float = 0.0125
-    generator: torch.Generator | None = None
+    deviation: float | Tensor = 0.0
 
     def rows(self, own: Tensor, norm: Tensor, target: Tensor) -> Rows:
-        return (_drawn(_per_row(self.margin, target, own), self.std, self.generator, own),)
+        return (_per_row(self.margin, target, own) + _as(own, self.deviation),)
 
 
 @dataclass(frozen=True)
@@ -358,11 +356,8 @@ def _per_row(factor: float | Tensor, target: Tensor, like: Tensor) -> Row:
     return factor[target] if factor.ndim else factor.expand_as(like)
 
 
-def _drawn(mean: Row, std: float, generator: torch.Generator | None, like: Tensor) -> Row:
-    if std == 0:
-        return mean
-    device = like.device if generator is None else generator.device
-    return mean + std * torch.randn(like.shape, generator=generator, device=device).to(like)
+def _as(like: Tensor, value: float | Tensor) -> Row:
+    return value.to(like) if isinstance(value, Tensor) else value
 
 
 def _cos_of_sum(c: Tensor, cos: Row, sin: Row) -> Tensor:
