@@ -37,7 +37,8 @@ def compiled(kernel: Any, kind: str, config: triton.Config, capability: int) -> 
     negative, slope = kernels.compiled(translate(CSSoftmax(0.1, 0.25), num_rows=1))
     storage, *products = TYPES[kind]
     constants = dict(zip(("PRODUCT", "PRECISION", "GRAD_PRODUCT", "GRAD_PRECISION"), products, strict=True))
-    constants |= {"NEGATIVE": negative, "SLOPE": slope, "BIAS": True, "SMOOTH": True, "PROJECT": True, **config.kwargs}
+    constants |= {"NEGATIVE": negative, "SLOPE": slope, "BIAS": True, "SMOOTH": True, "PROJECT": True}
+    constants |= {"HOLD": products[0] != tl.float32, **config.kwargs}
     types = {"N": "i32", "C": "i32", "D": "i32", "SPLITS": "i32", "target": "*i64"}
     types |= dict.fromkeys(("left", "right", "grad"), f"*{storage}")
     if kernel.__name__ == "_left_kernel":

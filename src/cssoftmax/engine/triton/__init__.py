@@ -5,7 +5,6 @@ sum_{j != y} exp(scale * N_ij). These (N,)-sized parts are left to autograd; the
 once forward and once for each side's gradient. Memory beyond inputs and gradients is O(N + C).
 """
 
-import functools
 import importlib.util
 import warnings
 from collections.abc import Callable
@@ -158,7 +157,6 @@ def _suits(embeddings: Tensor, weight: Tensor, similarity: Similarity, scale: fl
     )
 
 
-@functools.cache
 def _kernels() -> Any:
     """The kernels, imported when first used: Triton is heavy, and absent on most machines without a GPU."""
     from cssoftmax.engine.triton import kernels
@@ -204,7 +202,7 @@ def _lengths(vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _products(left: torch.dtype, right: torch.dtype, precision: str) -> dict[str, Any]:
-    """Operand type and float32 mode of the products, for the cosines and for the gradients."""
+    """Operand type and float32 mode of the products, of the cosines and the gradients; where gradients are summed."""
     tl = _kernels().tl
     cosine = gradient = (tl.float32, "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee")
     if precision == "bf16" or left == right == torch.bfloat16:
@@ -217,6 +215,7 @@ def _products(left: torch.dtype, right: torch.dtype, precision: str) -> dict[str
         "PRECISION": cosine[1],
         "GRAD_PRODUCT": gradient[0],
         "GRAD_PRECISION": gradient[1],
+        "HOLD": cosine[0] != tl.float32,
     }
 
 
@@ -282,13 +281,13 @@ def _negatives(left: Tensor, right: Tensor, bias: Tensor | None, tiles: _Tiles) 
 def _left_gradient(
     left: Tensor, right: Tensor, bias: Tensor | None, tiles: _Tiles, pull: tuple[Tensor, ...], norm_grad: Tensor
 ) -> Tensor:
-    (n, d), columns = left.shape, _blocks(left.shape[1], 128)
-    splits = _splits(n * columns, len(right), left.device)
+    n, d = left.shape
+    splits = _splits(n * _blocks(d, 256), len(right), left.device)
     grad = tiles.norm.new_empty(splits, n, d)
     projection = tiles.norm.new_empty(splits, n)
     _launch(
         _kernels().left_kernel,
-        lambda meta: (_blocks(n, meta["BLOCK_N"]), _blocks(d, meta["BLOCK_OUT"]), splits),
+        lambda meta: (_blocks(n, meta["BLOCK_N"]), splits, _blocks(d, meta["BLOCK_OUT"]) if meta["HOLD"] else 1),
         (left, right, bias),
         tiles,
         (tiles.log_sum, *pull, grad, projection),
@@ -311,7 +310,10 @@ def _right_gradient(
     bias_grad = None if bias is None else torch.empty_like(bias)
     _launch(
         _kernels().right_kernel,
-        lambda meta: (_blocks(len(right), meta["BLOCK_C"]), _blocks(right.shape[1], meta["BLOCK_OUT"])),
+        lambda meta: (
+            _blocks(len(right), meta["BLOCK_C"]),
+            _blocks(right.shape[1], meta["BLOCK_OUT"]) if meta["HOLD"] else 1,
+        ),
         (left, right, bias),
         tiles,
         (tiles.log_sum, *pull, grad, bias_grad),

@@ -9,6 +9,9 @@ need not be multiples of a tile.
 Products: operands are rounded to ``PRODUCT`` (the inputs' own type, or bfloat16 on request) and added in float32.
 ``PRECISION`` is "ieee" for float32: no tf32 unless PyTorch's own switch for it is on. Everything else is float32.
 
+A gradient is summed over all tiles in registers (``HOLD``) by one program for each BLOCK_OUT of its columns, each of
+which makes the cosines anew; or, where float32 leaves no room for enough columns, in the gradient itself.
+
 A sum over classes or rows is made by one program, or by ``SPLITS`` programs that write partial sums: no atomics, so
 results repeat bit for bit.
 """
@@ -114,6 +117,37 @@ def _pull(c, i, j, target, rows, log_sum, log_sum_grad, weighted_sum_grad, class
 
 
 @triton.jit
+def _times(g, other, k, out, K, D, total, PRODUCT: tl.constexpr, PRECISION: tl.constexpr):
+    """``total`` + g @ other[k, out]."""
+    mask = (k < K)[:, None] & (out < D)[None, :]
+    tile = tl.load(other + k.to(tl.int64)[:, None] * D + out[None, :], mask=mask, other=0.0)
+    return tl.dot(_operand(g, PRODUCT), _operand(tile, PRODUCT), total, input_precision=PRECISION)
+
+
+@triton.jit
+def _add_product(grad, place, inside, g, other, k, K, D, begun,
+                 BLOCK_OUT: tl.constexpr, PRODUCT: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """Adds g @ other[k] to the rows ``place`` of ``grad``, which no other program touches."""
+    for start in range(0, D, BLOCK_OUT):
+        out = start + tl.arange(0, BLOCK_OUT)
+        mask = inside[:, None] & (out < D)[None, :]
+        pointers = grad + place[:, None] * D + out[None, :]
+        total = tl.load(pointers, mask=mask & begun, other=0.0)
+        tl.store(pointers, _times(g, other, k, out, K, D, total, PRODUCT, PRECISION), mask=mask)
+    tl.debug_barrier()  # the next to read it may be another thread
+
+
+@triton.jit
+def _finish(grad, right, place, inside, out, total, along, inverse, D, PROJECT: tl.constexpr):
+    """Stores a gradient in directions as the gradient in the vectors."""
+    mask = inside[:, None] & (out < D)[None, :]
+    if PROJECT:
+        w = tl.load(right + place[:, None] * D + out[None, :], mask=mask, other=0.0).to(tl.float32)
+        total -= (along * inverse)[:, None] * w
+    tl.store(grad + place[:, None] * D + out[None, :], total * inverse[:, None], mask=mask)
+
+
+@triton.jit
 def own_kernel(left, right, left_inverse, right_inverse, bias, target, own, N, D,
                BIAS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
     """The cosine of each row to its own class, (N,)."""
@@ -180,21 +214,23 @@ def _left_kernel(left, right, left_inverse, right_inverse, bias, target, rows, c
                  log_sum, log_sum_grad, weighted_sum_grad, own_grad, grad, projection, N, C, D, SPLITS,
                 NEGATIVE: tl.constexpr, SLOPE: tl.constexpr, BIAS: tl.constexpr, SMOOTH: tl.constexpr,
                 PRODUCT: tl.constexpr, PRECISION: tl.constexpr,
-                GRAD_PRODUCT: tl.constexpr, GRAD_PRECISION: tl.constexpr,
+                GRAD_PRODUCT: tl.constexpr, GRAD_PRECISION: tl.constexpr, HOLD: tl.constexpr,
                 BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
                 BLOCK_OUT: tl.constexpr):  # fmt: skip
     """With g the derivative in the cosines and w^ the normalised weights, over the classes of one split:
     ``grad`` sum_j g_ij w^_j, (SPLITS, N, D), and ``projection`` sum_j g_ij c_ij, (SPLITS, N).
     """
     i = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    column = tl.program_id(1)
-    split = tl.program_id(2)
+    split = tl.program_id(1)
+    column = tl.program_id(2)
+    place = split.to(tl.int64) * N + i
     out = column * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     total = tl.full((BLOCK_N, BLOCK_OUT), 0.0, tl.float32)
     along = tl.full((BLOCK_N,), 0.0, tl.float32)
 
     tiles = (C + BLOCK_C - 1) // BLOCK_C
-    for tile in range(tiles * split // SPLITS, tiles * (split + 1) // SPLITS):
+    first = tiles * split // SPLITS
+    for tile in range(first, tiles * (split + 1) // SPLITS):
         j = tile * BLOCK_C + tl.arange(0, BLOCK_C)
         cosine = _cosines(left, right, left_inverse, right_inverse, i, j, N, C, D,
                           BLOCK_N, BLOCK_C, BLOCK_D, PRODUCT, PRECISION)  # fmt: skip
@@ -205,12 +241,13 @@ def _left_kernel(left, right, left_inverse, right_inverse, bias, target, rows, c
                   NEGATIVE, SLOPE, SMOOTH)  # fmt: skip
         along += tl.sum(g * cosine, axis=1)
         g *= tl.load(right_inverse + j, mask=j < C, other=0.0)[None, :]
-        w = tl.load(right + j.to(tl.int64)[:, None] * D + out[None, :],
-                    mask=(j < C)[:, None] & (out < D)[None, :], other=0.0)  # fmt: skip
-        total = tl.dot(_operand(g, GRAD_PRODUCT), _operand(w, GRAD_PRODUCT), total, input_precision=GRAD_PRECISION)
+        if HOLD:
+            total = _times(g, right, j, out, C, D, total, GRAD_PRODUCT, GRAD_PRECISION)
+        else:
+            _add_product(grad, place, i < N, g, right, j, C, D, tile > first, BLOCK_OUT, GRAD_PRODUCT, GRAD_PRECISION)
 
-    place = split.to(tl.int64) * N + i
-    tl.store(grad + place[:, None] * D + out[None, :], total, mask=(i < N)[:, None] & (out < D)[None, :])
+    if HOLD:
+        tl.store(grad + place[:, None] * D + out[None, :], total, mask=(i < N)[:, None] & (out < D)[None, :])
     if column == 0:
         tl.store(projection + place, along, mask=i < N)
 
@@ -220,12 +257,13 @@ def _right_kernel(left, right, left_inverse, right_inverse, bias, target, rows, 
                  log_sum, log_sum_grad, weighted_sum_grad, own_grad, grad, bias_grad, N, C, D,
                  NEGATIVE: tl.constexpr, SLOPE: tl.constexpr, BIAS: tl.constexpr, SMOOTH: tl.constexpr,
                  PROJECT: tl.constexpr, PRODUCT: tl.constexpr, PRECISION: tl.constexpr,
-                 GRAD_PRODUCT: tl.constexpr, GRAD_PRECISION: tl.constexpr,
+                 GRAD_PRODUCT: tl.constexpr, GRAD_PRECISION: tl.constexpr, HOLD: tl.constexpr,
                  BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
                  BLOCK_OUT: tl.constexpr):  # fmt: skip
     """The gradient of the class weights, (C, D), finished; if ``BIAS`` also that of the bias, (C,)."""
     j = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     column = tl.program_id(1)
+    place = j.to(tl.int64)
     out = column * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     total = tl.full((BLOCK_C, BLOCK_OUT), 0.0, tl.float32)
     along = tl.full((BLOCK_C,), 0.0, tl.float32)
@@ -243,19 +281,21 @@ def _right_kernel(left, right, left_inverse, right_inverse, bias, target, rows, 
         if BIAS:
             sums += tl.sum(g, axis=0)
         along += tl.sum(g * cosine, axis=0)
-        g *= tl.load(left_inverse + i, mask=i < N, other=0.0)[:, None]
-        x = tl.load(left + i.to(tl.int64)[:, None] * D + out[None, :],
-                    mask=(i < N)[:, None] & (out < D)[None, :], other=0.0)  # fmt: skip
-        total = tl.dot(tl.trans(_operand(g, GRAD_PRODUCT)), _operand(x, GRAD_PRODUCT), total,
-                       input_precision=GRAD_PRECISION)  # fmt: skip
+        g = tl.trans(g * tl.load(left_inverse + i, mask=i < N, other=0.0)[:, None])
+        if HOLD:
+            total = _times(g, left, i, out, N, D, total, GRAD_PRODUCT, GRAD_PRECISION)
+        else:
+            _add_product(grad, place, j < C, g, left, i, N, D, start > 0, BLOCK_OUT, GRAD_PRODUCT, GRAD_PRECISION)
 
     b = tl.load(right_inverse + j, mask=j < C, other=0.0)
-    place = j.to(tl.int64)[:, None] * D + out[None, :]
-    mask = (j < C)[:, None] & (out < D)[None, :]
-    if PROJECT:
-        w = tl.load(right + place, mask=mask, other=0.0).to(tl.float32)
-        total -= (along * b)[:, None] * w
-    tl.store(grad + place, total * b[:, None], mask=mask)
+    if HOLD:
+        _finish(grad, right, place, j < C, out, total, along, b, D, PROJECT)
+    else:
+        for start in range(0, D, BLOCK_OUT):
+            out = start + tl.arange(0, BLOCK_OUT)
+            mask = (j < C)[:, None] & (out < D)[None, :]
+            total = tl.load(grad + place[:, None] * D + out[None, :], mask=mask, other=0.0)
+            _finish(grad, right, place, j < C, out, total, along, b, D, PROJECT)
     if BIAS and column == 0:
         tl.store(bias_grad + j, sums, mask=j < C)
 
