@@ -287,3 +287,16 @@ def test_the_kernels_compile_for_a_hopper_gpu_with_its_matrix_instructions(tmp_p
 def test_importing_the_package_does_not_import_triton():
     code = "import sys, cssoftmax; assert not any(m.split('.')[0] == 'triton' for m in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a:UserWarning")
+def test_a_compiled_training_step_gets_the_same_gradients():
+    x, w, y = draw(5, 4, 6)
+
+    def step(x, w):
+        return similarity_loss(2 * x, w, y, CSSoftmax(0.1, 0.25), scale=3.0, implementation="triton")
+
+    expected = torch.autograd.grad(step(x, w), (x, w))
+    got = torch.autograd.grad(torch.compile(step, backend="aot_eager")(x, w), (x, w))
+    for ours, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)

@@ -31,7 +31,8 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 FORWARD_HALF = (128, 128, 64, 0, 8, 3), (64, 256, 64, 0, 8, 3), (64, 128, 64, 0, 4, 3), (64, 64, 32, 0, 4, 3)
 FORWARD_FULL = (128, 64, 16, 0, 8, 3), (64, 64, 16, 0, 4, 3)
 BACKWARD_HALF = (64, 64, 64, 512, 8, 2), (64, 64, 64, 256, 8, 2), (64, 64, 32, 128, 8, 3), (64, 64, 32, 64, 4, 3)
-BACKWARD_FULL = (64, 64, 32, 64, 8, 2), (64, 64, 16, 64, 4, 2)
+LEFT_FULL = (64, 32, 32, 64, 8, 2), (64, 16, 16, 64, 4, 2)
+RIGHT_FULL = (32, 64, 32, 64, 8, 2), (16, 64, 16, 64, 4, 2)
 INTERPRETER = ((16, 16, 16, 16, 1, 1),)
 
 
@@ -301,5 +302,5 @@ def _right_kernel(left, right, left_inverse, right_inverse, bias, target, rows, 
 
 
 forward_kernel = _tuned(_forward_kernel, FORWARD_HALF, FORWARD_FULL)
-left_kernel = _tuned(_left_kernel, BACKWARD_HALF, BACKWARD_FULL)
-right_kernel = _tuned(_right_kernel, BACKWARD_HALF, BACKWARD_FULL)
+left_kernel = _tuned(_left_kernel, BACKWARD_HALF, LEFT_FULL)
+right_kernel = _tuned(_right_kernel, BACKWARD_HALF, RIGHT_FULL)
