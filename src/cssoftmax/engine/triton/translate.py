@@ -2,8 +2,8 @@
 
 Both methods are run once on stand-in tensors; the elementwise operations that they call, recorded by ``make_fx`` and
 reduced to PyTorch's core set, become one line of Triton each. A similarity of the user's own is translated like those
-of this package. Its settings (numbers, flags) become constants of the source; whatever differs between rows has to come
-in through the row parameters.
+of this package. Its settings (numbers, flags) become constants of the source: one that changes from step to step should
+be a tensor, lest each value be traced anew. Whatever differs between rows comes in through the row parameters.
 """
 
 import math
