@@ -1,37 +1,43 @@
 """The commands; flags in, one call out."""
 
+import inspect
 import json
 import os
+import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any, Literal, ParamSpec
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from cssoftmax import __version__, jobs, processor, report, training
+from cssoftmax.data import Dataset
 from cssoftmax.losses import LOSSES
 from cssoftmax.networks import NETWORKS
+from cssoftmax.recipes import Recipe
 
 P = ParamSpec("P")
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
-app = typer.Typer(
-    name="cssoftmax",
-    help="Train, evaluate and explain embedding networks with CS-Softmax and its relatives.",
-    no_args_is_help=True,
-    add_completion=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+HELP = """Train, evaluate and explain embedding networks with CS-Softmax and its relatives.
+
+\b
+Examples:
+  cssoftmax train
+  cssoftmax train photos/ --loss softmax --output runs/softmax
+  cssoftmax evaluate runs/softmax
+  cssoftmax report runs/softmax runs/digits-cs-softmax-0
+
+`cssoftmax train --help` says what can be trained on, and how.
+"""
 
 TRAIN_HELP = """Train a network on SOURCE and measure it on the test split.
 
@@ -47,7 +53,20 @@ Examples:
   cssoftmax train photos/ --network resnet18 --image-size 64
   cssoftmax train mnist --embedding-size 2 --output runs/plane
   cssoftmax train --resume runs/digits-cs-softmax-0
+
+Settings that are left out come from the recipe of the data set, or of its kind. The run's folder receives config.json
+(all that is needed to repeat it), metrics.jsonl (a line an epoch), weights.safetensors, summary.json and report.md.
+Ctrl-C stops after saving.
 """
+
+app = typer.Typer(
+    name="cssoftmax",
+    help=HELP,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 Source = Annotated[str, typer.Argument(metavar="SOURCE", show_default=True)]
 DataRoot = Annotated[
@@ -69,33 +88,51 @@ def explained(command: Callable[P, None]) -> Callable[P, None]:
         except KeyboardInterrupt:
             err.print("interrupted", markup=False)
             raise typer.Exit(130) from None
-        except (ValueError, training.TrainingError, OSError, ImportError) as error:
-            if os.environ.get("CSSOFTMAX_TRACEBACK"):
+        except (ValueError, RuntimeError, OSError, ImportError, MemoryError) as error:
+            if os.environ.get("CSSOFTMAX_TRACEBACK") or isinstance(error, typer.Exit):
                 raise
-            err.print("error: " + " ".join(str(error).split()), markup=False)
+            err.print(f"error: {_explanation(error, inspect.signature(command).parameters)}", markup=False)
             raise typer.Exit(1) from None
 
     return run
 
 
+def _explanation(error: Exception, options: Iterable[str]) -> str:
+    """One line; where the error begins with a setting's name, that of the option that sets it."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in text):
+        return f"not enough memory ({text or 'MemoryError'}); lower --batch-size, --width or --image-size"
+    if isinstance(error, RuntimeError) and not isinstance(error, training.TrainingError):
+        raise error
+    name = re.match(r"\w+(?=: )", text)
+    return f"--{text.replace('_', '-', name[0].count('_'))}" if name and name[0] in options else text
+
+
 @app.callback(invoke_without_command=True)
-def top(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+def top(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
     if version:
         out.print(__version__)
-        raise typer.Exit
+    elif context.invoked_subcommand is None:
+        out.print(context.get_help(), markup=False)
 
 
 @app.command(help=TRAIN_HELP)
 @explained
 def train(
+    context: typer.Context,
     source: Source = "digits",
     loss: Annotated[str, typer.Option(help=f"One of {', '.join(LOSSES)}.")] = "cs-softmax",
-    margin: Annotated[float | None, typer.Option(help="Margin factor; radians for arcface.")] = None,
+    margin: Annotated[float | None, typer.Option(help="Margin factor; for arcface in radians.")] = None,
     scale: Annotated[
-        float | None, typer.Option(help="Scale factor; by default it follows the number of classes.")
+        float | None, typer.Option(help="Scale factor; left out, it follows the number of classes.")
     ] = None,
-    weight_update: Annotated[float | None, typer.Option(help="Weight update factor u in [0, 1], cs-softmax.")] = None,
-    relaxation: Annotated[float | None, typer.Option(help="Relaxation factor in (0, 0.5], circle.")] = None,
+    weight_update: Annotated[
+        float | None, typer.Option(help="Weight update factor in [0, 1], of cs-softmax only.")
+    ] = None,
+    relaxation: Annotated[float | None, typer.Option(help="Relaxation factor in (0, 0.5], of circle only.")] = None,
     factor: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Any other factor of the loss, like sub_centers=2; may be repeated."),
@@ -108,15 +145,24 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples a step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    class_lr_scale: Annotated[float | None, typer.Option(help="Class weights' learning rate over --lr.")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="Of the network's weights.")] = None,
-    schedule: Annotated[str | None, typer.Option(help="one-cycle or cosine.")] = None,
+    class_lr_scale: Annotated[
+        float | None, typer.Option(help="Learning rate of the class weights, as a multiple of --lr.")
+    ] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Weight decay of the network's weights.")] = None,
+    schedule: Annotated[
+        Literal["one-cycle", "cosine"] | None,
+        typer.Option(help="How the learning rate falls: on a straight line, or along half a cosine."),
+    ] = None,
     warmup: Annotated[float | None, typer.Option(help="Fraction of steps in which the learning rate rises.")] = None,
-    label_smoothing: Annotated[float | None, typer.Option(help="In [0, 1].")] = None,
+    label_smoothing: Annotated[
+        float | None, typer.Option(help="Share of the target that goes to all classes, in [0, 1).")
+    ] = None,
     clip_norm: Annotated[float | None, typer.Option(help="Largest norm of the gradient; 0 clips nothing.")] = None,
-    ema: Annotated[float | None, typer.Option(help="Decay of the average of the weights; 0 averages nothing.")] = None,
-    mixup: Annotated[float | None, typer.Option(help="Mixup's alpha; 0 mixes nothing.")] = None,
-    seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.", min=0)] = 0,
+    ema: Annotated[
+        float | None, typer.Option(help="Decay of the moving average of the weights; 0 averages nothing.")
+    ] = None,
+    mixup: Annotated[float | None, typer.Option(help="Alpha of mixup; 0 mixes nothing.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.", min=0, max=2**32 - 1)] = 0,
     validation: Annotated[
         float,
         typer.Option(help="Hold out this fraction of the training split and measure on it, not on the test split."),
@@ -125,24 +171,23 @@ def train(
         str | None, typer.Option(help="Fold (esc10) or speaker (fsdd) to test on, never trained on.")
     ] = None,
     image_size: Annotated[int | None, typer.Option(help="Height and width to bring the images of a folder to.")] = None,
-    amp: Annotated[str, typer.Option(help="Precision of the network: no, bf16 or fp16. The loss is float32.")] = "no",
+    amp: Annotated[
+        jobs.Amp, typer.Option(help="Lower precision of the network; the loss is computed in float32 all the same.")
+    ] = "no",
     cpu: Annotated[bool, typer.Option("--cpu", help="Leave a GPU unused.")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Run folder [runs/SOURCE-LOSS-SEED].")] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Go on with the run in this folder; all other settings are its own.")
+        Path | None, typer.Option(help="Go on with the run in this folder, with the settings it was begun with.")
     ] = None,
     data_root: DataRoot = None,
     cache_dir: Annotated[Path | None, typer.Option(help="Folder of decoded data [~/.cache/cssoftmax].")] = None,
     quiet: Quiet = False,
 ) -> None:
     if resume is not None:
+        _refuse_with_resume(context)
         with _Display(quiet) as display:
-            run = jobs.resume(resume, data_root=data_root, watcher=display.watcher)
+            _show([jobs.resume(resume, data_root=data_root, watcher=display.watcher)], resume, display)
     else:
-        if amp not in ("no", "bf16", "fp16"):
-            raise ValueError(f"--amp: {amp!r} is not one of no, bf16, fp16")
-        if not 0 <= validation < 1:
-            raise ValueError(f"--validation: {validation} is outside [0, 1)")
         _warn_of_slow_precision(amp)
         recipe = {
             "network": network,
@@ -175,7 +220,7 @@ def train(
                 cpu=cpu,
                 watcher=display.watcher,
             )
-    _show([run], run)
+            _show([run], run, display)
 
 
 @app.command()
@@ -183,15 +228,17 @@ def train(
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `cssoftmax train` wrote.")],
     data_root: DataRoot = None,
+    quiet: Quiet = False,
 ) -> None:
-    """Measure a trained run again on its test split, and write its report anew.
+    """Measure a trained run again, and write its report anew.
 
     \b
     Example:
       cssoftmax evaluate runs/digits-cs-softmax-0
     """
-    jobs.evaluate(run, data_root=data_root)
-    _show([run], run)
+    with _Display(quiet) as display:
+        jobs.evaluate(run, data_root=data_root, watcher=display.watcher)
+        _show([run], run, display)
 
 
 @app.command("report")
@@ -201,6 +248,7 @@ def report_command(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for report.md and its pictures.")] = Path(
         "report"
     ),
+    quiet: Quiet = False,
 ) -> None:
     """Put runs side by side: one table of all measures, and pictures.
 
@@ -208,21 +256,19 @@ def report_command(
     Example:
       cssoftmax report runs/digits-softmax-0 runs/digits-cs-softmax-0 --output runs/report
     """
-    _show(runs, output)
+    with _Display(quiet) as display:
+        _show(runs, output, display)
 
 
-def _show(runs: Sequence[Path], folder: Path) -> None:
+def _show(runs: Sequence[Path], folder: Path, display: "_Display") -> None:
     """Writes the report of the runs into a folder; prints the table of measures and the report's path."""
+    display.phase("drawing the report")
     loaded = [report.load_run(run) for run in runs]
-    header, *rows = report.measures_table(loaded)
-    table = Table(*header[:1], box=None, pad_edge=False)
-    for title in header[1:]:
-        table.add_column(title, justify="right")
-    for row in rows:
-        table.add_row(*row)
-    curves = [report.LogitCurve(**jobs.logit_curve(run)) for run in runs]  # type: ignore[arg-type]
+    curves = [report.LogitCurve(**jobs.logit_curve(run)) for run in runs]
     path = report.write_report(runs, folder, curves=curves)
-    out.print(table)
+    display.close()
+    for line in _aligned(report.measures_table(loaded)):
+        out.print(line, markup=False)
     out.print(f"report: {path}", markup=False)
 
 
@@ -238,6 +284,22 @@ def _factors(words: Sequence[str]) -> dict[str, Any]:
         except ValueError:
             factors[name] = value
     return factors
+
+
+def _aligned(table: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A line a row, however wide: the first column flush left, the others flush right."""
+    widths = [max(cell_len(cell) for cell in column) for column in zip(*table, strict=True)]
+    for row in table:
+        first, *rest = (" " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
+        yield "  ".join([row[0] + first, *(pad + cell for pad, cell in zip(rest, row[1:], strict=True))])
+
+
+def _refuse_with_resume(context: typer.Context) -> None:
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if name not in ("resume", "data_root", "quiet") and source is not None and source.name == "COMMANDLINE":
+            given = "SOURCE" if name == "source" else f"--{name.replace('_', '-')}"
+            raise ValueError(f"{given}: --resume goes on with the settings the run was begun with; leave {given} out")
 
 
 def _given(settings: dict[str, Any]) -> dict[str, Any]:
@@ -258,10 +320,11 @@ class _Display:
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
+        self.watcher = jobs.Watcher(self.start, self.step, self.epoch, self.phase)
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.completed:.0f}/{task.total:.0f} steps  loss {task.fields[loss]:.4f}"),
+            TextColumn("{task.fields[detail]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -269,17 +332,20 @@ class _Display:
             disable=quiet or not err.is_terminal,
             transient=True,
         )
-        self.task = None
-        self.watcher = jobs.Watcher(self.start, self.step, self.epoch)
+        self.task = self.bar.add_task("", total=None, detail="")
+        self.epochs = 0
         self.drawn = 0.0
 
     def __enter__(self) -> "_Display":
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self.bar.stop()
 
-    def start(self, dataset: Any, recipe: Any, model: Any, epoch: int) -> None:
+    def start(self, dataset: Dataset, recipe: Recipe, model: training.Classifier, epoch: int) -> None:
         self.epochs = recipe.epochs
         if not self.quiet:
             size = sum(parameter.numel() for parameter in model.parameters())
@@ -289,6 +355,13 @@ class _Display:
                 f"epochs {epoch + 1} to {recipe.epochs}",
                 markup=False,
             )
+
+    def phase(self, name: str) -> None:
+        """What a stretch of work without steps is called; a training goes on where it was."""
+        if name == "training" or self.bar.tasks[0].description in ("", "training"):
+            self.bar.update(self.task, description=name)
+        else:
+            self.bar.reset(self.task, description=name, total=None, detail="")
         self.bar.start()
 
     def step(self, progress: training.Progress) -> None:
@@ -296,9 +369,9 @@ class _Display:
         if self.bar.disable or (now - self.drawn < 0.1 and progress.step < progress.steps):
             return
         self.drawn = now
-        if self.task is None:
-            self.task = self.bar.add_task("training", total=progress.steps, loss=0.0)
-        self.bar.update(self.task, completed=progress.step, loss=progress.loss_sum / max(progress.samples, 1))
+        loss = progress.loss_sum / max(progress.samples, 1)
+        detail = f"{progress.step}/{progress.steps} steps  loss {loss:.4f}"
+        self.bar.update(self.task, total=progress.steps, completed=progress.step, detail=detail)
 
     def epoch(self, metrics: dict[str, float]) -> None:
         if not self.quiet:
@@ -312,8 +385,12 @@ class _Display:
 
 def main() -> None:
     """The ``cssoftmax`` command."""
-    app()
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        code = app(prog_name="cssoftmax", standalone_mode=False)
+    except typer.TyperException as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "cssoftmax"
+        text = " ".join(error.format_message().split()).rstrip(".")
+        err.print(f"error: {text}; see `{command} --help`", markup=False)
+        sys.exit(error.exit_code)
+    sys.exit(code or 0)

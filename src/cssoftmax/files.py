@@ -1,5 +1,6 @@
 """Files written aside and renamed: whoever opens one sees the old or the new, never half of it."""
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -11,17 +12,40 @@ from torch import Tensor
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes ``content`` beside ``path``, to disk, and renames it there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes ``content`` beside ``path``, to disk, and renames it there; OSError names ``path`` and the reason."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with aside.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        finally:
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def append_line(path: Path, line: str) -> None:
+    """Adds a line to a text file; OSError names ``path`` and the reason."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Removes what :func:`write_bytes` left aside in ``folder`` when the process was killed."""
+    for aside in folder.glob(".*.tmp"):
         aside.unlink(missing_ok=True)
+
+
+def _cannot_write(path: Path, error: OSError) -> OSError:
+    return OSError(f"{path}: cannot be written ({error.strerror}); free the disk, or choose another folder")
 
 
 def write_json(path: Path, value: Any) -> None:

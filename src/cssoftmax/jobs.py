@@ -6,20 +6,21 @@ import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, get_args
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cssoftmax import files, losses, metrics, processor, recipes, training
+from cssoftmax import __version__, files, losses, metrics, processor, recipes, training
 from cssoftmax.data import Dataset, Split, channel_statistics, load_dataset, validation_split
 from cssoftmax.data.augment import ImageAugment, SoundAugment
 from cssoftmax.networks import NETWORKS, Standardize
 from cssoftmax.recipes import Recipe
-from cssoftmax.training import Classifier, Progress
+from cssoftmax.training import Classifier, Interrupted, Progress
 
 Amp = Literal["no", "bf16", "fp16"]
 
@@ -42,6 +43,10 @@ class Source:
     test_group: str | None = None
     validation: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.validation < 1:
+            raise JobError(f"validation: {self.validation} is outside [0, 1)")
+
     def load(self, seed: int) -> Dataset:
         dataset = load_dataset(
             self.name,
@@ -55,11 +60,22 @@ class Source:
 
 @dataclass(frozen=True)
 class Watcher:
-    """What a person sees of a training: called with what is about to run, each step and each epoch."""
+    """What a person sees of a job: called with what is about to be trained, each step, each epoch, and each phase."""
 
     on_start: Callable[[Dataset, Recipe, Classifier, int], None] = lambda dataset, recipe, model, epoch: None
     on_step: Callable[[Progress], None] = lambda progress: None
     on_epoch: Callable[[dict[str, float]], None] = lambda metrics: None
+    on_phase: Callable[[str], None] = lambda phase: None
+
+
+class LogitCurve(TypedDict):
+    """P(c) and N(c) of a loss, without the scale, over cosines c (K,)."""
+
+    name: str
+    scale: float
+    cosines: Tensor
+    positive: Tensor
+    negative: Tensor
 
 
 def train(
@@ -79,28 +95,33 @@ def train(
     Into it go ``config.json`` (all that is needed to repeat the run), ``metrics.jsonl`` (a line an epoch),
     ``checkpoint.safetensors`` (until the run is done), ``weights.safetensors`` (network and class weights),
     ``summary.json`` and ``evaluation.safetensors`` (the measures, embeddings and logits of the test split, or of the
-    validation split where ``source`` holds one out). The weights are those after the last epoch.
+    validation split where ``source`` holds one out). The weights are those after the last epoch. Nothing is written
+    before everything that was asked for is known to fit together.
 
     Raises:
         JobError: the folder holds a run already, or a setting does not fit.
         cssoftmax.data.DataError, cssoftmax.recipes.RecipeError, cssoftmax.training.TrainingError,
         cssoftmax.training.Interrupted: as they say.
     """
-    if (output / "config.json").exists():
-        raise JobError(f"{output}: there is a run in this folder; go on with it by --resume {output}, or name another")
+    _check_free(output)
+    if amp not in get_args(Amp):
+        raise JobError(f"amp: {amp!r} is not one of {', '.join(get_args(Amp))}")
+    # The number of classes and the kind of data are not known yet, but most mistakes show before data are fetched.
+    recipes.choose(source.name, "image", **(recipe_changes or {}))
+    losses.build(loss, 1, 2, **(loss_settings or {}))
+
     dataset = source.load(seed)
     recipe = recipes.choose(dataset.name, dataset.kind, **(recipe_changes or {}))
     settings = {"label_smoothing": recipe.label_smoothing, **(loss_settings or {})}
-    probe = losses.build(loss, recipe.embedding_size, len(dataset.classes), **settings)
+    built = losses.build(loss, recipe.embedding_size, len(dataset.classes), **settings)
     config = {
         "source": {key: str(value) if isinstance(value, Path) else value for key, value in asdict(source).items()},
         "dataset": dataset.name,
         "kind": dataset.kind,
         "fingerprint": dataset.fingerprint,
         "classes": list(dataset.classes),
-        "input_channels": dataset.train.inputs.shape[1],
         "input_shape": list(dataset.train.inputs.shape[1:]),
-        "loss": {"name": loss, **losses.settings_of(probe), **settings},
+        "loss": {"name": loss, **losses.settings_of(built), **settings},
         "recipe": asdict(recipe),
         "seed": seed,
         "amp": amp,
@@ -108,9 +129,9 @@ def train(
         "threads": torch.get_num_threads(),
         "versions": versions(),
     }
-    output.mkdir(parents=True, exist_ok=True)
+    model, accelerator = _prepare(config, dataset)
     files.write_json(output / "config.json", config)
-    return _run(output, config, dataset, watcher or Watcher())
+    return _run(output, config, dataset, model, accelerator, watcher or Watcher())
 
 
 def resume(run: Path, *, data_root: Path | None = None, watcher: Watcher | None = None) -> Path:
@@ -122,30 +143,32 @@ def resume(run: Path, *, data_root: Path | None = None, watcher: Watcher | None 
     if (run / "summary.json").exists():
         raise JobError(f"{run}: this run is complete; `cssoftmax evaluate {run}` measures it anew")
     dataset = _dataset(config, data_root)
-    return _run(run, config, dataset, watcher or Watcher())
+    model, accelerator = _prepare(config, dataset)
+    return _run(run, config, dataset, model, accelerator, watcher or Watcher())
 
 
-def evaluate(run: Path, *, data_root: Path | None = None) -> dict[str, float]:
+def evaluate(run: Path, *, data_root: Path | None = None, watcher: Watcher | None = None) -> dict[str, float]:
     """Measures a trained run again on its test split and rewrites ``summary.json`` and ``evaluation.safetensors``."""
     config = read_config(run)
-    dataset = _dataset(config, data_root)
     model = load_model(run, config)
-    accelerator = Accelerator(cpu=config["cpu"], mixed_precision=config["amp"])
-    return _evaluate(run, config, dataset, model, accelerator)
+    dataset = _dataset(config, data_root)
+    return _evaluate(run, config, dataset, model, _accelerator(config), watcher or Watcher())
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """The ``config.json`` of a run; JobError if there is none, or it is damaged."""
+    """The ``config.json`` of a run; JobError if there is none, or it does not describe one."""
     path = run / "config.json"
     try:
-        config = json.loads(path.read_text())
-        missing = {"source", "loss", "recipe", "seed", "classes", "kind", "input_shape"} - config.keys()
-    except FileNotFoundError:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        needed = {"source", "dataset", "kind", "fingerprint", "classes", "input_shape", "loss", "recipe", "seed"}
+        missing = (needed | {"amp", "cpu"}) - config.keys()
+        if missing:
+            raise ValueError(f"no {', '.join(sorted(missing))} in it")
+        _source(config), _recipe(config), _loss(config)
+    except (FileNotFoundError, NotADirectoryError):
         raise JobError(f"{run}: no run here, config.json is missing; `cssoftmax train` makes one") from None
-    except (OSError, ValueError, AttributeError) as error:
-        raise JobError(f"{path}: cannot be read ({error}); restore it, or train anew") from error
-    if missing:
-        raise JobError(f"{path}: {', '.join(sorted(missing))} missing; restore it, or train anew")
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise JobError(f"{path}: does not describe a run ({error}); restore it, or train anew") from error
     return dict(config)
 
 
@@ -161,14 +184,13 @@ def load_model(run: Path, config: Mapping[str, Any] | None = None) -> Classifier
     try:
         model.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError, OSError) as error:
-        raise JobError(
-            f"{path}: these weights do not fit ({str(error).splitlines()[0]}); restore it, or train anew"
-        ) from error
+        reason = str(error).splitlines()[0].rstrip(":")
+        raise JobError(f"{path}: these weights cannot be loaded ({reason}); restore it, or train anew") from error
     return model
 
 
-def logit_curve(run: Path, points: int = 401) -> dict[str, Tensor | str | float]:
-    """P(c) and N(c) of a run's loss over cosines from -1 to 1, as :class:`cssoftmax.report.LogitCurve` takes them."""
+def logit_curve(run: Path, points: int = 401) -> LogitCurve:
+    """P(c) and N(c) of a run's loss over cosines from -1 to 1."""
     config = read_config(run)
     loss = load_model(run, config).loss.eval()
     cosines = torch.linspace(-1, 1, points, dtype=torch.float64)
@@ -184,59 +206,104 @@ def logit_curve(run: Path, points: int = 401) -> dict[str, Tensor | str | float]
 
 def versions() -> dict[str, str]:
     """Versions of what a run's numbers depend on."""
-    names = ("cssoftmax", "torch", "numpy", "accelerate", "kornia", "librosa", "datasets")
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
+    names = ("torch", "numpy", "accelerate", "kornia", "librosa", "datasets")
+    own = {"python": platform.python_version(), "cssoftmax": __version__}
+    return own | {name: importlib.metadata.version(name) for name in names}
 
 
-def _run(run: Path, config: Mapping[str, Any], dataset: Dataset, watcher: Watcher) -> Path:
-    recipe = _recipe(config)
-    accelerator = Accelerator(cpu=config["cpu"], mixed_precision=config["amp"])
+def _check_free(output: Path) -> None:
+    """A folder is taken if it holds something that a new run would destroy."""
+    if not (output / "config.json").exists():
+        return
+    read_config(output)
+    if any((output / name).exists() for name in ("checkpoint.safetensors", "weights.safetensors", "summary.json")):
+        raise JobError(f"{output}: there is a run in this folder; go on with it by --resume {output}, or name another")
+
+
+def _prepare(config: Mapping[str, Any], dataset: Dataset) -> tuple[Classifier, Accelerator]:
+    """The model before its first step, once it is known that it takes the data."""
+    accelerator = _accelerator(config)
     torch.manual_seed(config["seed"])
     model = _build(config, channel_statistics(dataset.train))
+    recipe, inputs = _recipe(config), training.as_input(dataset.train.inputs[:1])
+    try:
+        with torch.no_grad():
+            model.eval()(training.augmentation(recipe)(inputs))
+    except RuntimeError as error:
+        size = " x ".join(map(str, config["input_shape"]))
+        raise JobError(
+            f"network: {recipe.network} with this augmentation does not take inputs of {size} "
+            f"({str(error).splitlines()[0]}); choose another, or a larger --image-size"
+        ) from error
+    return model, accelerator
+
+
+def _run(
+    run: Path,
+    config: Mapping[str, Any],
+    dataset: Dataset,
+    model: Classifier,
+    accelerator: Accelerator,
+    watcher: Watcher,
+) -> Path:
+    recipe = _recipe(config)
     log, checkpoint = run / "metrics.jsonl", run / "checkpoint.safetensors"
-    _keep_lines(log, training.epochs_done(checkpoint))
-    watcher.on_start(dataset, recipe, model, training.epochs_done(checkpoint))
+    files.remove_abandoned(run)
+    done = training.epochs_done(checkpoint)
+    _keep_lines(log, done)
+    watcher.on_start(dataset, recipe, model, done)
 
     def on_epoch(evaluated: Classifier, measured: dict[str, float]) -> None:
+        watcher.on_phase("evaluating")
         _, logits = training.embed(evaluated, dataset.test, accelerator=accelerator)
         line = measured | {
             "eval_loss": metrics.negative_log_likelihood(logits, dataset.test.target),
             "eval_accuracy": metrics.top_k_accuracy(logits, dataset.test.target, 1),
         }
         if accelerator.is_main_process:
-            with log.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            files.append_line(log, json.dumps(line))
         watcher.on_epoch(line)
+        watcher.on_phase("training")
 
-    model = training.fit(
-        model,
-        dataset.train,
-        recipe,
-        seed=config["seed"],
-        accelerator=accelerator,
-        checkpoint=checkpoint,
-        resume=True,
-        on_step=watcher.on_step,
-        on_epoch=on_epoch,
-    )
+    try:
+        watcher.on_phase("training")
+        model = training.fit(
+            model,
+            dataset.train,
+            recipe,
+            seed=config["seed"],
+            accelerator=accelerator,
+            checkpoint=checkpoint,
+            resume=True,
+            on_step=watcher.on_step,
+            on_epoch=on_epoch,
+        )
+    except Interrupted as stop:
+        raise Interrupted(f"{stop}; `cssoftmax train --resume {run}` goes on") from None
     if accelerator.is_main_process:
         files.write_tensors(run / "weights.safetensors", model.state_dict())
-        _evaluate(run, config, dataset, model, accelerator)
+        _evaluate(run, config, dataset, model, accelerator, watcher)
         checkpoint.unlink()
     return run
 
 
 def _evaluate(
-    run: Path, config: Mapping[str, Any], dataset: Dataset, model: Classifier, accelerator: Accelerator
+    run: Path,
+    config: Mapping[str, Any],
+    dataset: Dataset,
+    model: Classifier,
+    accelerator: Accelerator,
+    watcher: Watcher,
 ) -> dict[str, float]:
+    seconds = _seconds(run / "metrics.jsonl")
+    watcher.on_phase("evaluating")
     embeddings, logits = training.embed(model, dataset.test, accelerator=accelerator)
     sample = _some(dataset.train, NEIGHBOURS, config["seed"])
     neighbours, _ = training.embed(model, sample, accelerator=accelerator)
+    watcher.on_phase("measuring")
     measures = metrics.measure(
         embeddings, dataset.test.target, logits, reference=(neighbours, sample.target), seed=config["seed"]
     )
-    log = run / "metrics.jsonl"
-    seconds = sum(json.loads(line)["seconds"] for line in log.read_text().splitlines()) if log.exists() else 0.0
     files.write_tensors(
         run / "evaluation.safetensors",
         {
@@ -263,19 +330,35 @@ def _evaluate(
     return measures
 
 
+def _seconds(log: Path) -> float:
+    """What all epochs of a run took."""
+    try:
+        return sum(float(json.loads(line)["seconds"]) for line in log.read_text(encoding="utf-8").splitlines())
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise JobError(f"{log}: cannot be read ({error}); restore it, or train anew") from error
+
+
+def _accelerator(config: Mapping[str, Any]) -> Accelerator:
+    # accelerate keeps the first precision and device that a process asks for; each run has its own.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        return Accelerator(cpu=config["cpu"], mixed_precision=config["amp"])
+    except ValueError as error:
+        raise JobError(f"amp: {error} Choose bf16 or no") from error
+
+
+def _source(config: Mapping[str, Any]) -> Source:
+    saved = dict(config["source"])
+    for name in ("data_root", "cache_dir"):
+        saved[name] = None if saved[name] is None else Path(saved[name])
+    return Source(**saved)
+
+
 def _dataset(config: Mapping[str, Any], data_root: Path | None) -> Dataset:
-    saved = config["source"]
-    source = Source(
-        saved["name"],
-        data_root=data_root or (Path(saved["data_root"]) if saved["data_root"] else None),
-        cache_dir=Path(saved["cache_dir"]) if saved["cache_dir"] else None,
-        image_size=saved["image_size"],
-        test_group=saved["test_group"],
-        validation=saved["validation"],
-    )
-    dataset = source.load(config["seed"])
+    source = _source(config)
+    dataset = (replace(source, data_root=data_root) if data_root else source).load(config["seed"])
     if dataset.fingerprint != config["fingerprint"]:
-        raise JobError(f"{saved['name']}: the data are not those this run was made with; train anew")
+        raise JobError(f"{source.name}: the data are not those this run was made with; train anew")
     return dataset
 
 
@@ -283,8 +366,6 @@ def _build(config: Mapping[str, Any], statistics: tuple[Tensor, Tensor] | None) 
     recipe = _recipe(config)
     channels = config["input_shape"][0]
     mean, std = statistics or (torch.zeros(channels), torch.ones(channels))
-    if recipe.network not in NETWORKS:
-        raise JobError(f"network: {recipe.network!r} is not one of {', '.join(NETWORKS)}")
     network = NETWORKS[recipe.network](channels, recipe.embedding_size, recipe.width)
     return Classifier(torch.nn.Sequential(Standardize(mean, std), network), _loss(config))
 

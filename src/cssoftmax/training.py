@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -23,6 +23,9 @@ from cssoftmax.losses import SimilarityLoss
 from cssoftmax.recipes import Recipe
 from cssoftmax.wiring import param_groups
 
+# A look at a GPU's numbers waits for it; so many steps go by between two.
+STEPS_UNSEEN = 50
+
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says why and what to change."""
@@ -34,7 +37,7 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training stands, and what it summed up in the epoch so far."""
+    """Where a training stands, and what it summed up in the epoch so far; on a GPU the sums come a few steps late."""
 
     step: int
     steps: int
@@ -92,11 +95,12 @@ def fit(
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM arrived; the checkpoint holds the last finished step.
-        TrainingError: the loss is no longer finite, or the checkpoint does not fit.
+        TrainingError: the loss or a weight is no longer finite, or the checkpoint does not fit. The checkpoint is then
+            one from before, where all was finite.
     """
     device = accelerator.device
     inputs, target = split.inputs.to(device), split.target.to(device)
-    augment = _augmentation(recipe)
+    augment = augmentation(recipe)
     optimizer = torch.optim.SGD(
         param_groups(
             model.network,
@@ -110,17 +114,16 @@ def fit(
     )
     peaks = [group["lr"] for group in optimizer.param_groups]
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = (
-        AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True) if recipe.ema else None
-    )
+    average = _moving_average(model, recipe.ema) if recipe.ema else None
     network, loss, prepared = accelerator.prepare(model.network, model.loss, optimizer)
 
     batch_size = min(recipe.batch_size, len(target))
     steps_per_epoch = len(target) // batch_size
     progress = Progress(0, steps_per_epoch * recipe.epochs, steps_per_epoch)
     if resume and checkpoint.exists():
-        progress = _load(checkpoint, model, optimizer, average, progress)
+        progress = _load(checkpoint, model, optimizer, average, accelerator.scaler, progress)
     order, order_epoch = torch.empty(0, dtype=torch.int64), -1
+    unseen: list[tuple[Tensor, Tensor, int]] = []
 
     with _stop_requested() as stop:
         while progress.step < progress.steps:
@@ -141,9 +144,9 @@ def fit(
             model.train()
             with accelerator.autocast():
                 if recipe.mixup:
-                    batch, other, share = mixup(batch, labels, recipe.mixup)
+                    batch, labels, others, share = mixup(batch, labels, recipe.mixup)
                     embeddings = network(batch)
-                    value = share * loss(embeddings, labels) + (1 - share) * loss(embeddings, other)
+                    value = share * loss(embeddings, labels) + (1 - share) * loss(embeddings, others)
                 else:
                     embeddings = network(batch)
                     value = loss(embeddings, labels)
@@ -157,23 +160,22 @@ def fit(
 
             with torch.no_grad():
                 correct = (model.loss.logits(embeddings).argmax(1) == labels).sum()
-            progress = replace(
-                progress,
-                step=progress.step + 1,
-                loss_sum=progress.loss_sum + value.item() * len(labels),
-                correct=progress.correct + correct.item(),
-                samples=progress.samples + len(labels),
-                seconds=progress.seconds + time.perf_counter() - began,
-            )
-            if not math.isfinite(progress.loss_sum):
-                raise TrainingError(
-                    f"lr: the loss became {value.item()} at step {progress.step} (epoch {epoch + 1}); lower --lr from "
-                    f"{recipe.lr:g}, or set --clip-norm. The last good checkpoint is {checkpoint}"
-                )
+            unseen.append((value.detach(), correct, len(labels)))
+            step, stopping = progress.step + 1, stop.requested
+            finished_epoch = step % steps_per_epoch == 0
+            if device.type == "cpu" or finished_epoch or stopping or len(unseen) == STEPS_UNSEEN:
+                progress = _add(unseen, progress, recipe, checkpoint)
+                unseen.clear()
+            progress = replace(progress, step=step, seconds=progress.seconds + time.perf_counter() - began)
             on_step(progress)
-            finished_epoch = progress.step % steps_per_epoch == 0
+            if not (finished_epoch or stopping):
+                continue
+
+            if not all(weight.isfinite().all() for weight in model.parameters()):
+                raise TrainingError(
+                    _not_finite("a weight became infinite or NaN", step - 1, progress, recipe, checkpoint)
+                )
             if finished_epoch:
-                evaluated = model if average is None else average.module
                 metrics = {
                     "epoch": progress.epoch,
                     "train_loss": progress.loss_sum / progress.samples,
@@ -181,12 +183,12 @@ def fit(
                     "lr": recipe.lr * rate,
                     "seconds": progress.seconds,
                 }
-                on_epoch(evaluated, metrics)
-            if accelerator.is_main_process and (finished_epoch or stop.requested):
-                _save(checkpoint, model, optimizer, average, progress)
+                on_epoch(_evaluated(model, average), metrics)
+            if accelerator.is_main_process:
+                _save(checkpoint, model, optimizer, average, accelerator.scaler, progress)
             if stop.requested and progress.step < progress.steps:
                 raise Interrupted(f"stopped after step {progress.step} of {progress.steps}")
-    return model if average is None else average.module
+    return _evaluated(model, average)
 
 
 def embed(model: Classifier, split: Split, *, accelerator: Accelerator, batch_size: int = 500) -> tuple[Tensor, Tensor]:
@@ -195,7 +197,7 @@ def embed(model: Classifier, split: Split, *, accelerator: Accelerator, batch_si
     model.eval()
     embeddings, logits = [], []
     with torch.inference_mode(), accelerator.autocast():
-        for batch in split.inputs.split(batch_size):
+        for batch in torch.split(split.inputs, batch_size):
             vectors = model.network(as_input(batch.to(accelerator.device)))
             embeddings.append(vectors.float().cpu())
             logits.append(model.loss.logits(vectors).float().cpu())
@@ -210,7 +212,7 @@ def as_input(batch: Tensor) -> Tensor:
 
 def epochs_done(checkpoint: Path) -> int:
     """Epochs that a checkpoint has behind it; 0 without one. TrainingError if it is damaged."""
-    return _read(checkpoint)[0].epoch if checkpoint.exists() else 0
+    return _progress(checkpoint, _read(checkpoint)[0]).epoch if checkpoint.exists() else 0
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
@@ -227,12 +229,47 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     return left if recipe.schedule == "one-cycle" else (1 - math.cos(math.pi * left)) / 2
 
 
-def _augmentation(recipe: Recipe) -> Callable[[Tensor], Tensor]:
+def augmentation(recipe: Recipe) -> Callable[[Tensor], Tensor]:
+    """What a recipe does to each training batch, as a function of it; mixup, which also mixes labels, aside."""
     if isinstance(recipe.augment, ImageAugment):
         return image_augmentation(recipe.augment)
     if isinstance(recipe.augment, SoundAugment):
         return sound_augmentation(recipe.augment)
     return lambda batch: batch
+
+
+def _moving_average(model: Classifier, decay: float) -> AveragedModel:
+    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+
+
+def _evaluated(model: Classifier, average: AveragedModel | None) -> Classifier:
+    return model if average is None else cast(Classifier, average.module)
+
+
+def _add(unseen: list[tuple[Tensor, Tensor, int]], progress: Progress, recipe: Recipe, checkpoint: Path) -> Progress:
+    """Adds the losses, hits and sizes of the batches since the last look to the progress."""
+    losses = torch.stack([value for value, _, _ in unseen]).tolist()
+    hits = torch.stack([correct for _, correct, _ in unseen]).tolist()
+    for index, (value, correct, (_, _, samples)) in enumerate(zip(losses, hits, unseen, strict=True)):
+        if not math.isfinite(value):
+            step = progress.step + 1 - len(unseen) + index
+            raise TrainingError(_not_finite(f"the loss became {value}", step, progress, recipe, checkpoint))
+        progress = replace(
+            progress,
+            loss_sum=progress.loss_sum + value * samples,
+            correct=progress.correct + correct,
+            samples=progress.samples + samples,
+        )
+    return progress
+
+
+def _not_finite(what: str, step: int, progress: Progress, recipe: Recipe, checkpoint: Path) -> str:
+    kept = f"the checkpoint {checkpoint} is from before" if checkpoint.exists() else "no checkpoint was written yet"
+    return (
+        f"lr: {what} at step {step + 1} of {progress.steps} (epoch {step // progress.steps_per_epoch + 1}); lower --lr "
+        f"from {recipe.lr:g}, or set --clip-norm; {kept}"
+    )
 
 
 def _fold(seed: int, step: int) -> int:
@@ -251,7 +288,7 @@ class _Stop:
 def _stop_requested() -> Iterator[_Stop]:
     """Turns the first Ctrl-C or SIGTERM into a request; a second Ctrl-C is an ordinary one."""
     stop = _Stop()
-    before: dict[int, Any] = {}
+    before: dict[signal.Signals, Any] = {}
 
     def request(number: int, frame: object) -> None:
         stop.requested = True
@@ -270,22 +307,39 @@ def _stop_requested() -> Iterator[_Stop]:
 
 
 def _save(
-    path: Path, model: Classifier, optimizer: torch.optim.Optimizer, average: AveragedModel | None, progress: Progress
+    path: Path,
+    model: Classifier,
+    optimizer: torch.optim.Optimizer,
+    average: AveragedModel | None,
+    scaler: torch.amp.GradScaler | None,
+    progress: Progress,
 ) -> None:
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     if average is not None:
         tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items() if value is not None}
-    write_tensors(path, tensors, {"progress": json.dumps(asdict(progress))})
+    metadata = {"progress": json.dumps(asdict(progress))}
+    if scaler is not None:
+        metadata["scaler"] = json.dumps(scaler.state_dict())
+    write_tensors(path, tensors, metadata)
 
 
 def _load(
-    path: Path, model: Classifier, optimizer: torch.optim.Optimizer, average: AveragedModel | None, fresh: Progress
+    path: Path,
+    model: Classifier,
+    optimizer: torch.optim.Optimizer,
+    average: AveragedModel | None,
+    scaler: torch.amp.GradScaler | None,
+    fresh: Progress,
 ) -> Progress:
-    progress, tensors = _read(path)
+    metadata, tensors = _read(path)
+    progress = _progress(path, metadata)
     if (progress.steps, progress.steps_per_epoch) != (fresh.steps, fresh.steps_per_epoch):
-        raise TrainingError(f"{path}: it belongs to a run of {progress.steps} steps, this one has {fresh.steps}")
+        raise TrainingError(
+            f"{path}: it belongs to a training of {progress.steps} steps, this one has {fresh.steps}; delete it to "
+            "start this run anew"
+        )
     try:
         model.load_state_dict(_under("model.", tensors))
         if average is not None:
@@ -295,17 +349,27 @@ def _load(
             index, _, key = name.partition(".")
             state.setdefault(int(index), {})[key] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        if scaler is not None:
+            scaler.load_state_dict(json.loads(metadata["scaler"]))
     except (KeyError, ValueError, RuntimeError) as error:
-        raise TrainingError(f"{path}: it belongs to another network ({str(error).splitlines()[0]})") from error
+        raise TrainingError(
+            f"{path}: it belongs to another network ({str(error).splitlines()[0]}); delete it to start this run anew"
+        ) from error
     return progress
 
 
-def _read(path: Path) -> tuple[Progress, dict[str, Tensor]]:
+def _progress(path: Path, metadata: dict[str, str]) -> Progress:
+    try:
+        return Progress(**json.loads(metadata["progress"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise TrainingError(f"{path}: damaged ({error}); delete it to start this run anew") from error
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         with safe_open(path, "pt") as file:
-            progress = Progress(**json.loads(file.metadata()["progress"]))
-            return progress, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
         raise TrainingError(
             f"{path}: damaged ({str(error).splitlines()[0]}); delete it to start this run anew"
         ) from error

@@ -87,7 +87,8 @@ def log_mel(waveforms: Array, parameters: LogMel) -> Array:
     )
     loudest = power.max(axis=(1, 2), keepdims=True)
     relative = np.divide(power, loudest, out=np.zeros_like(power), where=loudest > 0)
-    return np.asarray(10 * np.log10(np.maximum(relative, 10 ** (-DYNAMIC_RANGE / 10))), np.float32)
+    decibels = 10 * np.log10(np.maximum(relative, 10 ** (-DYNAMIC_RANGE / 10)))
+    return np.asarray(np.maximum(decibels, -DYNAMIC_RANGE), np.float32)  # float32's logarithm ends just below -80
 
 
 def _centre(waveform: Array, samples: int) -> Array:

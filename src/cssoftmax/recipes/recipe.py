@@ -4,6 +4,26 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from cssoftmax.data.augment import ImageAugment, SoundAugment
+from cssoftmax.networks import NETWORKS
+
+# Allowed values, both ends included, and those from 0 to just below the number.
+WHOLE = {
+    "width": (1, 4096),
+    "embedding_size": (1, 65_536),
+    "epochs": (1, 100_000),
+    "batch_size": (2, 1_000_000),
+}
+REAL = {
+    "lr": 1e3,
+    "class_lr_scale": 1e6,
+    "weight_decay": 1.0,
+    "momentum": 1.0,
+    "warmup": 1.0,
+    "label_smoothing": 1.0,
+    "clip_norm": 1e12,
+    "ema": 1.0,
+    "mixup": 100.0,
+}
 
 
 class RecipeError(ValueError):
@@ -26,7 +46,7 @@ class Recipe:
         momentum: of SGD.
         schedule: "one-cycle" rises and falls on straight lines; "cosine" falls along half a cosine.
         warmup: the fraction of all steps in which the learning rate rises.
-        label_smoothing: in [0, 1].
+        label_smoothing: in [0, 1).
         clip_norm: the gradient's largest norm; 0 clips nothing.
         ema: decay of the moving average of the weights that is evaluated and saved; 0 averages nothing.
         mixup: alpha of the Beta distribution; 0 mixes nothing.
@@ -51,27 +71,20 @@ class Recipe:
     augment: ImageAugment | SoundAugment | None = None
 
     def __post_init__(self) -> None:
-        ranges = {
-            "width": (1, 4096),
-            "embedding_size": (1, 65536),
-            "epochs": (1, 100_000),
-            "batch_size": (2, 1_000_000),
-            "lr": (1e-12, 1e3),
-            "class_lr_scale": (0, 1e6),
-            "weight_decay": (0, 1),
-            "momentum": (0, 1),
-            "warmup": (0, 1),
-            "label_smoothing": (0, 1),
-            "clip_norm": (0, 1e12),
-            "ema": (0, 1),
-            "mixup": (0, 100),
-        }
-        for name, (low, high) in ranges.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise RecipeError(f"{name}: {value} is outside {low:g}..{high:g}")
+        if self.network not in NETWORKS:
+            raise RecipeError(f"network: {self.network!r} is not one of {', '.join(NETWORKS)}")
         if self.schedule not in ("one-cycle", "cosine"):
-            raise RecipeError(f"schedule: {self.schedule!r} is not 'one-cycle' or 'cosine'")
+            raise RecipeError(f"schedule: {self.schedule!r} is not one of one-cycle, cosine")
+        for name, (low, high) in WHOLE.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+                raise RecipeError(f"{name}: {value!r} is not a whole number in {low}..{high}")
+        for name, upper in REAL.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < upper:
+                raise RecipeError(f"{name}: {value!r} is not a number in [0, {upper:g})")
+        if self.lr == 0:
+            raise RecipeError("lr: 0 trains nothing; give a positive number")
 
 
 def field_names() -> set[str]:
