@@ -265,6 +265,16 @@ def test_all_rows_ignored_is_as_in_cross_entropy(family):
     assert not gradient.any()
 
 
+@pytest.mark.parametrize("family", FAMILY)
+def test_an_embedding_that_is_not_a_number_does_not_pass_for_a_zero(family):
+    x, _, y = problem(1, (3, 6, 4), torch.float32)
+    x = x.detach().clone()
+    x[1, 2] = math.nan
+    loss = family(6, 4)
+    assert loss(x, y).isnan()
+    assert loss.logits(x).isnan().any(1).tolist() == [False, True, False]
+
+
 def test_ignored_rows_receive_no_gradient_and_change_nothing():
     x, w, y = problem(2, (5, 4, 3))
     y[1] = -100

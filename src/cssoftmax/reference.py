@@ -315,7 +315,7 @@ def loss(
 def _length(vector: Sequence[float]) -> float:
     """0 for a vector too short to have a direction."""
     length = math.sqrt(math.fsum(v * v for v in vector))
-    return length if length > 1e-8 else 0.0
+    return 0.0 if length <= 1e-8 else length
 
 
 def _angle(c: float) -> float:

@@ -23,9 +23,6 @@ from cssoftmax.losses import SimilarityLoss
 from cssoftmax.recipes import Recipe
 from cssoftmax.wiring import param_groups
 
-# A look at a GPU's numbers waits for it; so many steps go by between two.
-STEPS_UNSEEN = 50
-
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says why and what to change."""
@@ -163,7 +160,7 @@ def fit(
             unseen.append((value.detach(), correct, len(labels)))
             step, stopping = progress.step + 1, stop.requested
             finished_epoch = step % steps_per_epoch == 0
-            if device.type == "cpu" or finished_epoch or stopping or len(unseen) == STEPS_UNSEEN:
+            if finished_epoch or stopping or len(unseen) >= _steps_between_looks(device):
                 progress = _add(unseen, progress, recipe, checkpoint)
                 unseen.clear()
             progress = replace(progress, step=step, seconds=progress.seconds + time.perf_counter() - began)
@@ -236,6 +233,11 @@ def augmentation(recipe: Recipe) -> Callable[[Tensor], Tensor]:
     if isinstance(recipe.augment, SoundAugment):
         return sound_augmentation(recipe.augment)
     return lambda batch: batch
+
+
+def _steps_between_looks(device: torch.device) -> int:
+    """To look at a number on a GPU is to wait for it."""
+    return 1 if device.type == "cpu" else 50
 
 
 def _moving_average(model: Classifier, decay: float) -> AveragedModel:

@@ -16,7 +16,7 @@ def normalize(vectors: Tensor) -> tuple[Tensor, Tensor]:
     A row shorter than 1e-8 becomes zero, and so do its length and its gradient.
     """
     length = torch.linalg.vector_norm(vectors, dim=1)
-    has_direction = length > SHORTEST
+    has_direction = ~(length <= SHORTEST)  # NaN stays NaN: it must not pass for a zero
     length = torch.where(has_direction, length, 1)
     return torch.where(has_direction[:, None], vectors / length[:, None], 0), torch.where(has_direction, length, 0)
 

@@ -1,0 +1,59 @@
+"""Recipes hold their settings to the ranges that make sense."""
+
+import math
+from dataclasses import asdict
+
+import pytest
+
+from cssoftmax import recipes
+from cssoftmax.recipes import NAMED, Recipe, RecipeError
+
+GOOD = {"network": "lenet", "width": 4, "embedding_size": 8, "epochs": 2, "batch_size": 8, "lr": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    {
+        "network": ["", "resnet", None],
+        "schedule": ["linear", None],
+        "width": [0, -1, 5000, 1.5, "16", True],
+        "embedding_size": [0, 70_000],
+        "epochs": [0, -3, 2.0],
+        "batch_size": [1, 0],
+        "lr": [0, 0.0, -0.1, 1e4, math.nan, math.inf, "0.1"],
+        "class_lr_scale": [-1, math.inf],
+        "weight_decay": [-1e-4, 1],
+        "momentum": [-0.1, 1.0],
+        "warmup": [-0.1, 1.0, math.nan],
+        "label_smoothing": [-0.1, 1.0],
+        "clip_norm": [-1.0, math.inf],
+        "ema": [-0.1, 1.0],
+        "mixup": [-0.1, math.nan],
+    }.items(),
+)
+def test_a_setting_out_of_range_is_named_with_its_value(name, values):
+    for value in values:
+        with pytest.raises(RecipeError) as caught:
+            Recipe(**GOOD | {name: value})
+        assert str(caught.value).startswith(f"{name}: {value!r}" if value not in (0.0, 0) else f"{name}: 0")
+        assert "\n" not in str(caught.value)
+
+
+def test_the_ends_of_the_ranges_are_allowed():
+    ends = {"weight_decay": 0, "momentum": 0, "warmup": 0, "label_smoothing": 0, "clip_norm": 0, "ema": 0, "mixup": 0}
+    assert asdict(Recipe(**GOOD | ends | {"width": 1, "embedding_size": 1, "epochs": 1, "batch_size": 2}))["ema"] == 0
+
+
+def test_a_data_set_has_its_own_recipe_or_that_of_its_kind():
+    assert recipes.choose("mnist", "image") == NAMED["mnist"]
+    assert recipes.choose("holiday", "image") == NAMED["cifar10"]
+    assert recipes.choose("birds", "sound").network == "melnet"
+    assert recipes.choose("mnist", "image", epochs=3).epochs == 3
+    with pytest.raises(RecipeError, match="epoch, rate: no such setting; there are .*epochs"):
+        recipes.choose("mnist", "image", epoch=3, rate=1)
+
+
+def test_sounds_are_augmented():
+    for name in ("fsdd", "esc10"):
+        augment = NAMED[name].augment
+        assert augment.time_mask and augment.frequency_mask and augment.shift

@@ -1,0 +1,268 @@
+"""The loop on noise and a one-layer network: what each setting does to the weights, and how a training stops."""
+
+import math
+import os
+import signal
+
+import pytest
+import torch
+from accelerate import Accelerator
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from cssoftmax import CSSoftmaxLoss, training
+from cssoftmax.data import Split
+from cssoftmax.data.augment import ImageAugment, SoundAugment
+from cssoftmax.recipes import Recipe
+from cssoftmax.training import Classifier, Interrupted, TrainingError, fit, learning_rate
+
+BASIC = {"network": "lenet", "width": 1, "embedding_size": 4, "epochs": 2, "batch_size": 8, "lr": 0.1}
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return tmp_path / "checkpoint.safetensors"
+
+
+def split(samples=40, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randint(0, 256, (samples, 1, 4, 4), generator=generator, dtype=torch.uint8)
+    return Split(inputs, torch.arange(samples) % 3, None)
+
+
+def model():
+    torch.manual_seed(0)
+    return Classifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.BatchNorm1d(4)), CSSoftmaxLoss(4, 3))
+
+
+def trained(checkpoint, classifier=None, data=None, seed=0, **changes):
+    hooks = {key: changes.pop(key) for key in ("on_step", "on_epoch", "resume") if key in changes}
+    recipe = Recipe(**BASIC | changes)
+    accelerator = Accelerator(cpu=True)
+    return fit(
+        classifier or model(),
+        data or split(),
+        recipe,
+        seed=seed,
+        accelerator=accelerator,
+        checkpoint=checkpoint,
+        **hooks,
+    )
+
+
+def copy(classifier):
+    return {name: value.detach().clone() for name, value in classifier.state_dict().items()}
+
+
+def same(one, other):
+    return all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+
+
+@given(
+    warmup=st.sampled_from([0.0, 0.05, 0.25, 0.9]),
+    schedule=st.sampled_from(["one-cycle", "cosine"]),
+    steps=st.integers(1, 300),
+)
+def test_the_learning_rate_rises_to_its_peak_within_the_warm_up_and_falls_to_nothing(warmup, schedule, steps):
+    recipe = Recipe(**BASIC | {"warmup": warmup, "schedule": schedule})
+    rates = [learning_rate(recipe, step, steps) for step in range(steps)]
+    assert all(0 < rate <= 1 for rate in rates)
+    rising = [step for step in range(1, steps) if rates[step] > rates[step - 1]]
+    assert not rising or max(rising) <= warmup * steps + 1
+    if warmup <= 0.25 and steps >= 40:
+        assert max(rates) > 0.9
+        assert rates[-1] < 0.05
+
+
+def test_the_schedules_fall_on_a_line_and_along_half_a_cosine():
+    line, cosine = (Recipe(**BASIC | {"warmup": 0.0, "schedule": name}) for name in ("one-cycle", "cosine"))
+    for step in (0, 10, 49, 99):
+        left = 1 - (step + 0.5) / 100
+        assert learning_rate(line, step, 100) == pytest.approx(left)
+        assert learning_rate(cosine, step, 100) == pytest.approx(0.5 + 0.5 * math.cos(math.pi * (1 - left)))
+
+
+def test_the_moving_average_is_the_one_computed_by_hand(checkpoint):
+    classifier, weights = model(), []
+    averaged = trained(checkpoint, classifier, ema=0.7, on_step=lambda progress: weights.append(copy(classifier)))
+    expected = weights[0]
+    for step in weights[1:]:
+        expected = {
+            name: 0.7 * value + 0.3 * step[name] if value.is_floating_point() else step[name]
+            for name, value in expected.items()
+        }
+    for name, value in averaged.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
+    assert not same(averaged, classifier)
+
+
+def test_clipping_bounds_the_norm_of_the_gradient(checkpoint):
+    def longest_step(clip_norm):
+        classifier, longest = model(), 0.0
+        before = [p.detach().clone() for p in classifier.parameters()]
+
+        def on_step(progress):
+            nonlocal before, longest
+            now = [p.detach().clone() for p in classifier.parameters()]
+            moved = sum(float((a - b).square().sum()) for a, b in zip(now, before, strict=True)) ** 0.5
+            rate = 0.1 * learning_rate(recipe, progress.step - 1, progress.steps)
+            before, longest = now, max(longest, moved / rate)
+
+        settings = {"clip_norm": clip_norm, "momentum": 0.0, "weight_decay": 0.0}
+        recipe = Recipe(**BASIC | settings)
+        trained(checkpoint, classifier, on_step=on_step, **settings)
+        return longest
+
+    assert longest_step(0.0) > 0.5
+    assert longest_step(0.05) == pytest.approx(0.05, rel=1e-3)
+
+
+def test_class_weights_have_their_own_learning_rate_and_no_decay(checkpoint):
+    classifier = model()
+    before = classifier.loss.weight.detach().clone()
+    trained(checkpoint, classifier, class_lr_scale=0.0, weight_decay=0.5)
+    assert torch.equal(classifier.loss.weight, before)
+
+
+def test_autocast_lowers_the_network_and_leaves_the_loss_in_float32(checkpoint):
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    classifier, seen = model(), {}
+    classifier.network[1].register_forward_hook(lambda module, args, output: seen.update(network=output.dtype))
+    classifier.loss.register_forward_hook(lambda module, args, output: seen.update(loss=output.dtype))
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    fit(classifier, split(), Recipe(**BASIC), seed=0, accelerator=accelerator, checkpoint=checkpoint)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert seen == {"network": torch.bfloat16, "loss": torch.float32}
+    assert {p.dtype for p in classifier.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("augment", [ImageAugment(flip=True, crop_padding=1), SoundAugment(1, 1, 1)])
+def test_mixup_mixes_the_losses_of_two_labels(checkpoint, augment):
+    seen = []
+
+    def run(mixup):
+        classifier = model()
+        classifier.loss.register_forward_hook(lambda module, args, output: seen.append(args[1]))
+        return trained(checkpoint, classifier, mixup=mixup, augment=augment)
+
+    plain, mixed = run(0.0), run(0.5)
+    assert len(seen) == 10 + 2 * 10
+    assert any(not torch.equal(a, b) for a, b in zip(seen[10::2], seen[11::2], strict=True))
+    assert not same(plain, mixed)
+
+
+def test_an_epoch_sees_each_sample_once_in_an_order_of_its_own(checkpoint):
+    classifier, batches = model(), []
+    data = split(samples=40)
+    data.inputs[:, 0, 0, 0] = torch.arange(40, dtype=torch.uint8)
+    classifier.network[0].register_forward_hook(
+        lambda module, args, output: batches.append((args[0][:, 0, 0, 0] * 255).round().int().tolist())
+    )
+    trained(checkpoint, classifier, data)
+    first, second = ([row for batch in epoch for row in batch] for epoch in (batches[:5], batches[5:]))
+    assert sorted(first) == sorted(second) == list(range(40))
+    assert first != second
+
+
+@pytest.mark.parametrize("extras", [{}, {"ema": 0.9, "mixup": 0.3, "augment": ImageAugment(crop_padding=1)}])
+@pytest.mark.parametrize("step", [3, 5, 8])
+def test_a_training_stopped_by_ctrl_c_goes_on_bit_for_bit(tmp_path, extras, step):
+    whole = trained(tmp_path / "whole.safetensors", **extras)
+    path, lines = tmp_path / "stopped.safetensors", []
+
+    def on_step(progress):
+        if progress.step == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def on_epoch(classifier, metrics):
+        lines.append(metrics["train_loss"])
+
+    with pytest.raises(Interrupted, match=f"stopped after step {step + (step % 5 > 0)} of 10"):
+        trained(path, on_step=on_step, on_epoch=on_epoch, **extras)
+    assert training.epochs_done(path) == (step + 1) // 5
+    resumed = trained(path, resume=True, on_epoch=on_epoch, **extras)
+    assert same(whole, resumed)
+    uninterrupted = []
+    trained(tmp_path / "again", on_epoch=lambda _, metrics: uninterrupted.append(metrics["train_loss"]), **extras)
+    assert lines == uninterrupted
+
+
+def test_signals_are_as_before_when_the_training_ends(checkpoint):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    trained(checkpoint)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_finished_training_resumes_to_itself(checkpoint):
+    first = trained(checkpoint)
+    steps = []
+    assert same(trained(checkpoint, resume=True, on_step=steps.append), first)
+    assert not steps
+
+
+@pytest.mark.parametrize("looks", [1, 3, 50])
+def test_numbers_read_late_add_up_the_same_and_an_infinite_loss_stops_all_the_same(checkpoint, monkeypatch, looks):
+    monkeypatch.setattr(training, "_steps_between_looks", lambda device: looks)
+    losses, seen = [], []
+    trained(checkpoint, on_epoch=lambda _, metrics: losses.append((metrics["train_loss"], metrics["train_accuracy"])))
+    checkpoint.unlink()
+    classifier = model()
+
+    def poison(progress):
+        seen.append(progress.step)
+        if progress.step == 6:
+            classifier.network[1].weight.data.fill_(math.nan)
+
+    with pytest.raises(TrainingError, match=r"lr: the loss became nan at step 7 of 10 \(epoch 2\); lower --lr") as stop:
+        trained(checkpoint, classifier, on_step=poison)
+    assert str(checkpoint) in str(stop.value)
+    assert training.epochs_done(checkpoint) == 1
+    assert seen[-1] == (6 if looks == 1 else 7 if looks == 3 else 9)
+    monkeypatch.undo()
+    exact = []
+    trained(checkpoint, on_epoch=lambda _, metrics: exact.append((metrics["train_loss"], metrics["train_accuracy"])))
+    assert losses == exact
+
+
+@pytest.mark.parametrize("step", [5, 10])
+def test_weights_that_are_not_finite_reach_no_checkpoint(checkpoint, step):
+    classifier, epochs = model(), []
+
+    def poison(progress):
+        if progress.step == step:
+            classifier.network[1].weight.data[0, 0] = math.inf
+
+    with pytest.raises(TrainingError, match="lr: a weight became infinite or NaN at step") as stop:
+        trained(checkpoint, classifier, on_step=poison, on_epoch=lambda _, metrics: epochs.append(metrics))
+    assert len(epochs) == step // 5 - 1
+    assert checkpoint.exists() == (step == 10)
+    assert ("no checkpoint was written yet" in str(stop.value)) == (step == 5)
+
+
+def test_a_damaged_or_foreign_checkpoint_is_named(checkpoint):
+    trained(checkpoint)
+    with pytest.raises(TrainingError, match="a training of 10 steps, this one has 15"):
+        trained(checkpoint, resume=True, epochs=3)
+    other = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 5), nn.BatchNorm1d(5)), CSSoftmaxLoss(5, 3))
+    with pytest.raises(TrainingError, match=r"checkpoint.safetensors: it belongs to another network"):
+        trained(checkpoint, other, resume=True)
+    whole = checkpoint.read_bytes()
+    for content in (b"", whole[:100], whole[:-10], b"{" + whole[1:]):
+        checkpoint.write_bytes(content)
+        with pytest.raises(TrainingError, match=r"checkpoint.safetensors: damaged .*; delete it") as stop:
+            trained(checkpoint, resume=True)
+        assert "\n" not in str(stop.value)
+
+
+def test_embeddings_do_not_depend_on_the_batch_size():
+    classifier, accelerator = model().double().float(), Accelerator(cpu=True)
+    data = split(samples=23)
+    whole = training.embed(classifier, data, accelerator=accelerator)
+    parts = training.embed(classifier, data, accelerator=accelerator, batch_size=5)
+    assert whole[0].shape == (23, 4)
+    assert whole[1].shape == (23, 3)
+    torch.testing.assert_close(whole, parts)
