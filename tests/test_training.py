@@ -266,3 +266,10 @@ def test_embeddings_do_not_depend_on_the_batch_size():
     assert whole[0].shape == (23, 4)
     assert whole[1].shape == (23, 3)
     torch.testing.assert_close(whole, parts)
+
+
+def test_embeddings_that_are_not_finite_are_refused():
+    classifier = model()
+    classifier.loss.weight.data[0, 0] = math.nan
+    with pytest.raises(TrainingError, match="the network's outputs are infinite or NaN; train anew with a lower --lr"):
+        training.embed(classifier, split(), accelerator=Accelerator(cpu=True))

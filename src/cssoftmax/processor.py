@@ -29,14 +29,11 @@ def bfloat16_slowdown() -> float:
 
     Some processors only emulate bfloat16, many times slower than float32, and none of their flags says how much.
     """
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a = torch.ones(256, 256, dtype=dtype)
-        a @ a
-        runs = []
-        for _ in range(3):
+    matrices = {dtype: torch.ones(256, 256, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
+    seconds = dict.fromkeys(matrices, float("inf"))
+    for _ in range(10):  # in turns, the quickest of each: other programs on the machine do not count
+        for dtype, matrix in matrices.items():
             start = time.perf_counter()
-            a @ a
-            runs.append(time.perf_counter() - start)
-        seconds[dtype] = min(runs)
+            matrix @ matrix
+            seconds[dtype] = min(seconds[dtype], time.perf_counter() - start)
     return seconds[torch.bfloat16] / seconds[torch.float32]

@@ -189,7 +189,11 @@ def fit(
 
 
 def embed(model: Classifier, split: Split, *, accelerator: Accelerator, batch_size: int = 500) -> tuple[Tensor, Tensor]:
-    """Embeddings (N, D) and logits (N, C) of a split, float32 on the CPU, in evaluation mode."""
+    """Embeddings (N, D) and logits (N, C) of a split, float32 on the CPU, in evaluation mode.
+
+    Raises:
+        TrainingError: some of them are infinite or NaN.
+    """
     model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.eval()
     embeddings, logits = [], []
@@ -198,7 +202,10 @@ def embed(model: Classifier, split: Split, *, accelerator: Accelerator, batch_si
             vectors = model.network(as_input(batch.to(accelerator.device)))
             embeddings.append(vectors.float().cpu())
             logits.append(model.loss.logits(vectors).float().cpu())
-    return torch.cat(embeddings), torch.cat(logits)
+    found = torch.cat(embeddings), torch.cat(logits)
+    if not all(values.isfinite().all() for values in found):
+        raise TrainingError("lr: the network's outputs are infinite or NaN; train anew with a lower --lr")
+    return found
 
 
 def as_input(batch: Tensor) -> Tensor:

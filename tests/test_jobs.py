@@ -1,0 +1,310 @@
+"""Training, resuming and measuring, from data to a run's folder."""
+
+import json
+import math
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cssoftmax import files, jobs, losses, metrics, training
+from cssoftmax.data import DataError
+from cssoftmax.jobs import JobError, Source, Watcher
+from cssoftmax.recipes import RecipeError
+from cssoftmax.training import Interrupted
+
+FILES = ["config.json", "evaluation.safetensors", "metrics.jsonl", "summary.json", "weights.safetensors"]
+TINY = {"width": 2, "embedding_size": 8, "epochs": 2, "batch_size": 8}
+
+
+@pytest.fixture(autouse=True)
+def _no_data_of_the_user(tmp_path, monkeypatch):
+    monkeypatch.setenv("CSSOFTMAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("CSSOFTMAX_DATA", raising=False)
+
+
+@pytest.fixture
+def run(tmp_path, make_photos):
+    """Trains on a folder of photos, the same each time, and returns the run's folder."""
+    photos = make_photos()
+
+    def train(name, *, source=None, changes=None, **options):
+        return jobs.train(
+            source or Source(str(photos)), tmp_path / name, recipe_changes=TINY | (changes or {}), **options
+        )
+
+    return train
+
+
+def weights(folder):
+    return (folder / "weights.safetensors").read_bytes()
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def epochs(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def timeless(folder):
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in epochs(folder)]
+
+
+def test_a_run_repeats_bit_for_bit_and_another_seed_makes_another(run):
+    first, again, other = run("first", seed=1), run("again", seed=1), run("other", seed=2)
+    assert weights(first) == weights(again) != weights(other)
+    assert timeless(first) == timeless(again) != timeless(other)
+    assert read(first / "summary.json")["measures"] == read(again / "summary.json")["measures"]
+
+
+def test_a_run_is_a_folder_of_plain_files(run):
+    folder = run("run", loss="cosface", loss_settings={"margin": 0.2}, seed=3)
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    config, summary = read(folder / "config.json"), read(folder / "summary.json")
+    assert config["loss"] == {
+        "name": "cosface",
+        "margin": 0.2,
+        "scale": config["loss"]["scale"],
+        "label_smoothing": 0.0,
+    }
+    assert config["recipe"]["epochs"] == 2
+    assert (config["seed"], config["classes"], config["input_shape"]) == (3, ["day", "night"], [3, 8, 8])
+    assert config["versions"]["torch"] == torch.__version__
+    assert [line["epoch"] for line in epochs(folder)] == [1, 2]
+    assert summary["split"] == "test"
+    assert {measure.key for measure in metrics.MEASURES} == set(summary["measures"])
+    assert summary["measures"]["accuracy"] == pytest.approx(epochs(folder)[-1]["eval_accuracy"])
+    assert summary["parameters"] == sum(p.numel() for p in jobs.load_model(folder).parameters())
+
+
+@pytest.mark.parametrize("options", [{}, {"amp": "bf16"}, {"changes": {"ema": 0.5}}])
+def test_evaluate_finds_exactly_what_train_found(run, options):
+    folder = run("run", **options)
+    before = {name: (folder / name).read_bytes() for name in FILES}
+    measures = jobs.evaluate(folder)
+    assert {name: (folder / name).read_bytes() for name in FILES} == before
+    assert measures == read(folder / "summary.json")["measures"]
+
+
+def test_sounds_train_with_their_augmentation_and_mixup(run, tones, tmp_path):
+    changes = TINY | {"mixup": 0.2, "epochs": 20, "batch_size": 4}
+    folder = jobs.train(Source(str(tones)), tmp_path / "run", recipe_changes=changes)
+    config = read(folder / "config.json")
+    assert (config["kind"], config["recipe"]["network"], config["recipe"]["mixup"]) == ("sound", "melnet", 0.2)
+    assert read(folder / "summary.json")["measures"]["accuracy"] == 1
+
+
+def test_photos_of_day_and_night_are_told_apart(run):
+    folder = run("run", changes={"network": "lenet", "epochs": 20, "batch_size": 4, "lr": 0.05})
+    assert read(folder / "summary.json")["measures"]["accuracy"] == 1
+
+
+@pytest.mark.parametrize("loss", losses.LOSSES)
+def test_every_loss_trains_and_is_rebuilt_from_its_run(run, loss):
+    folder = run("run", loss=loss, changes={"epochs": 1, "label_smoothing": 0.1})
+    rebuilt = jobs.load_model(folder).loss
+    assert isinstance(rebuilt, losses.LOSSES[loss])
+    assert rebuilt.label_smoothing == 0.1
+    curve = jobs.logit_curve(folder)
+    assert curve["positive"].shape == curve["negative"].shape == curve["cosines"].shape == (401,)
+
+
+def test_label_smoothing_reaches_the_loss(run):
+    plain, smooth = (
+        run(f"{value}", changes={"epochs": 1, "label_smoothing": value, "lr": 1e-6}) for value in (0.0, 0.5)
+    )
+    assert epochs(plain)[0]["train_loss"] != pytest.approx(epochs(smooth)[0]["train_loss"], rel=0.01)
+
+
+def test_a_validation_leaves_the_test_split_alone(tmp_path, make_photos):
+    folders = []
+    for name in ("one", "two"):
+        make_photos(f"{name}/train", seed=0)
+        make_photos(f"{name}/test", number=4, seed=len(name) + ord(name[0]))
+        folders.append(tmp_path / name)
+    runs = [
+        jobs.train(Source(str(folder), validation=0.25), tmp_path / f"run {folder.name}", recipe_changes=TINY)
+        for folder in folders
+    ]
+    assert weights(runs[0]) == weights(runs[1])
+    summaries = [read(folder / "summary.json") for folder in runs]
+    assert summaries[0]["measures"] == summaries[1]["measures"]
+    assert summaries[0]["split"] == "validation"
+    embeddings = load_file(runs[0] / "evaluation.safetensors")["embeddings"]
+    assert len(embeddings) == 6  # a quarter of 2 x 12
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"loss": "hinge"}, ValueError, "loss: 'hinge' is not one of"),
+        ({"loss_settings": {"margin": 1.0}}, ValueError, r"margin: 1.0 is outside \[0, 1\)"),
+        ({"loss": "softmax", "loss_settings": {"margin": 0.1}}, ValueError, "margin: softmax has no such setting"),
+        ({"changes": {"network": "vgg"}}, RecipeError, "network: 'vgg' is not one of lenet"),
+        ({"changes": {"epochs": 0}}, RecipeError, "epochs: 0 is not a whole number in 1..100000"),
+        ({"changes": {"depth": 3}}, RecipeError, "depth: no such setting"),
+        ({"amp": "fp8"}, JobError, "amp: 'fp8' is not one of no, bf16, fp16"),
+        ({"source": Source("nowhere")}, DataError, "unknown data set 'nowhere'"),
+        ({"source": Source("digits", test_group="theo")}, DataError, "--test-group theo: unknown"),
+        ({"source": Source("mnist", data_root="missing")}, DataError, "missing: no such folder"),
+        ({"changes": {"network": "resnet9"}, "source": Source("digits", image_size=2)}, JobError, "2 x 2"),
+    ],
+)
+def test_a_start_that_fails_writes_nothing(run, tmp_path, options, error, message):
+    if options.get("source") == Source("mnist", data_root="missing"):
+        options = options | {"source": Source("mnist", data_root=tmp_path / "missing")}
+    with pytest.raises(error, match=message) as caught:
+        run("run", **options)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("validation", [-0.1, 1.0, math.nan])
+def test_a_validation_share_is_below_one(validation):
+    with pytest.raises(JobError, match="validation: .* is outside"):
+        Source("digits", validation=validation)
+
+
+def test_a_diverged_start_does_not_block_the_next_one(run, tmp_path):
+    with pytest.raises(training.TrainingError, match="lr: .*lower --lr"):
+        run("run", loss="softmax", changes={"lr": 900.0, "epochs": 1})
+    assert sorted(path.name for path in run("run", loss="softmax").iterdir()) == FILES
+
+
+def test_a_run_is_not_trained_over(run, tmp_path):
+    folder = run("run")
+    before = weights(folder)
+    with pytest.raises(JobError, match=r"run: there is a run in this folder; go on with it by --resume"):
+        run("run", seed=5)
+    with pytest.raises(JobError, match="this run is complete; `cssoftmax evaluate"):
+        jobs.resume(folder)
+    assert weights(folder) == before
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(JobError, match=r"other/config.json: does not describe a run"):
+        run("other")
+    assert (tmp_path / "other" / "config.json").read_text() == '{"model_type": "bert"}'
+
+
+def stopping_at(step):
+    def on_step(progress):
+        if progress.step == step:
+            raise SystemExit  # as abrupt as a kill: nothing is saved
+
+    return Watcher(on_step=on_step)
+
+
+@pytest.mark.parametrize("step", [1, 3, 6])
+def test_a_run_that_died_goes_on_bit_for_bit(run, tmp_path, step):
+    changes = {"epochs": 3, "ema": 0.8, "mixup": 0.3}
+    whole = run("whole", changes=changes)
+    with pytest.raises(SystemExit):
+        run("died", changes=changes, watcher=stopping_at(step))
+    folder = tmp_path / "died"
+    (folder / ".checkpoint.safetensors.1.tmp").write_bytes(b"half")
+    jobs.resume(folder)
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    assert weights(folder) == weights(whole)
+    assert timeless(folder) == timeless(whole)
+
+
+@pytest.mark.parametrize(
+    ("file", "which"),
+    [("checkpoint.safetensors", 1), ("checkpoint.safetensors", 2), ("weights.safetensors", 1), ("summary.json", 1)],
+)
+def test_death_between_any_two_files_is_healed_by_resume(run, tmp_path, monkeypatch, file, which):
+    whole = run("whole")
+
+    def dying(write):
+        count = 0
+
+        def wrapper(path, *args):
+            nonlocal count
+            count += path.name == file
+            if path.name == file and count == which:
+                raise SystemExit
+            write(path, *args)
+
+        return wrapper
+
+    write_tensors, write_json = dying(files.write_tensors), dying(files.write_json)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "write_tensors", write_tensors)
+        patch.setattr(files, "write_tensors", write_tensors)
+        patch.setattr(files, "write_json", write_json)
+        with pytest.raises(SystemExit):
+            run("died")
+    jobs.resume(tmp_path / "died")
+    assert sorted(path.name for path in (tmp_path / "died").iterdir()) == FILES
+    assert weights(tmp_path / "died") == weights(whole)
+    assert timeless(tmp_path / "died") == timeless(whole)
+
+
+def test_an_interruption_says_how_to_go_on(run, tmp_path):
+    watcher = Watcher(on_step=lambda progress: os.kill(os.getpid(), signal.SIGTERM) if progress.step == 1 else None)
+    with pytest.raises(Interrupted, match=r"stopped after step 2 of 4; `cssoftmax train --resume .*run` goes on"):
+        run("run", watcher=watcher)
+    with pytest.raises(JobError, match="there is a run in this folder"):
+        run("run")
+    with pytest.raises(JobError, match="weights.safetensors is missing, the training did not end"):
+        jobs.evaluate(tmp_path / "run")
+    assert sorted(path.name for path in jobs.resume(tmp_path / "run").iterdir()) == FILES
+
+
+def test_a_run_is_measured_on_its_own_data_only(run, make_photos, tmp_path):
+    folder = run("run")
+    (tmp_path / "photos" / "day" / "0.png").unlink()
+    with pytest.raises(JobError, match="the data are not those this run was made with"):
+        jobs.evaluate(folder)
+
+
+def test_damaged_files_of_a_run_are_named(run, tmp_path):
+    folder = run("run")
+    whole = weights(folder)
+    for content in (b"", whole[:50], whole[:-8]):
+        (folder / "weights.safetensors").write_bytes(content)
+        with pytest.raises(JobError, match=r"run/weights.safetensors: these weights cannot be loaded") as caught:
+            jobs.evaluate(folder)
+        assert "\n" not in str(caught.value)
+    (folder / "weights.safetensors").write_bytes(weights(run("wider", changes={"width": 3})))
+    with pytest.raises(JobError, match=r"run/weights.safetensors: these weights cannot be loaded"):
+        jobs.evaluate(folder)
+    (folder / "weights.safetensors").write_bytes(whole)
+    (folder / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(JobError, match=r"run/metrics.jsonl: cannot be read"):
+        jobs.evaluate(folder)
+    config = read(folder / "config.json")
+    damaged = [
+        "",
+        "[]",
+        "null",
+        "{}",
+        json.dumps(config | {"recipe": 5}),
+        json.dumps(config | {"loss": {"name": "no"}}),
+    ]
+    damaged += [json.dumps(config | {"source": {"name": 3}}), json.dumps(config | {"recipe": {"depth": 3}})]
+    for text in damaged:
+        (folder / "config.json").write_text(text)
+        with pytest.raises(JobError, match=r"run/config.json: does not describe a run") as caught:
+            jobs.evaluate(folder)
+        assert "\n" not in str(caught.value)
+    for missing in (tmp_path / "nowhere", tmp_path / "photos" / "day" / "1.png"):
+        with pytest.raises(JobError, match="no run here, config.json is missing"):
+            jobs.resume(missing)
+
+
+def test_runs_of_different_precision_follow_each_other_in_one_process(run):
+    runs = [run(amp, amp=amp) for amp in ("no", "bf16")]
+    again = run("no again", amp="no")
+    assert weights(runs[0]) != weights(runs[1])
+    assert weights(runs[0]) == weights(again)
+
+
+def test_a_watcher_hears_of_every_phase(run):
+    phases = []
+    run("run", watcher=Watcher(on_phase=phases.append))
+    assert phases == ["training", "evaluating", "training", "evaluating", "training", "evaluating", "measuring"]
