@@ -231,17 +231,15 @@ def test_bfloat16_warns_only_where_it_is_emulated(command, make_photos, monkeypa
         assert "30 times as long" in err
 
 
-@pytest.mark.parametrize("extras", [[], ["--ema", "0.9", "--mixup", "0.2"]])
-def test_ctrl_c_stops_after_saving_and_resume_ends_with_the_same_weights(command, tmp_path, extras):
-    settings = ["train", "digits", *TINY, "--epochs", "3", "--quiet", *extras]
+def test_ctrl_c_stops_after_saving_and_resume_ends_with_the_same_weights(command, tmp_path):
+    settings = ["train", "digits", *TINY, "--ema", "0.9", "--mixup", "0.2", "--quiet"]
     stopped = start(*settings, "-o", "stopped")
     wait_for(tmp_path / "stopped/metrics.jsonl", stopped)
-    time.sleep(0.05)
     stopped.send_signal(signal.SIGINT)
     out, err = stopped.communicate(timeout=60)
     assert (stopped.returncode, out) == (130, "")
     assert err.startswith("interrupted: stopped after step ")
-    assert err.endswith("of 471; `cssoftmax train --resume stopped` goes on\n")
+    assert err.endswith("of 314; `cssoftmax train --resume stopped` goes on\n")
     assert command("train", "--resume", "stopped", "--quiet")[0] == 0
     assert command(*settings, "-o", "whole")[0] == 0
     assert (tmp_path / "stopped/weights.safetensors").read_bytes() == (
@@ -250,7 +248,7 @@ def test_ctrl_c_stops_after_saving_and_resume_ends_with_the_same_weights(command
 
 
 def test_a_killed_training_resumes_with_the_same_weights(command, tmp_path):
-    settings = ["train", "digits", *TINY, "--epochs", "3", "--quiet"]
+    settings = ["train", "digits", *TINY, "--quiet"]
     killed = start(*settings, "-o", "killed")
     wait_for(tmp_path / "killed/metrics.jsonl", killed)
     killed.kill()
@@ -260,6 +258,6 @@ def test_a_killed_training_resumes_with_the_same_weights(command, tmp_path):
     assert command(*settings, "-o", "whole")[0] == 0
     both = [tmp_path / name for name in ("killed", "whole")]
     assert len({(folder / "weights.safetensors").read_bytes() for folder in both}) == 1
-    assert [len((folder / "metrics.jsonl").read_text().splitlines()) for folder in both] == [3, 3]
+    assert [len((folder / "metrics.jsonl").read_text().splitlines()) for folder in both] == [2, 2]
     assert len({json.dumps(json.loads((folder / "summary.json").read_text())["measures"]) for folder in both}) == 1
     assert len({tuple(sorted(path.name for path in folder.iterdir())) for folder in both}) == 1

@@ -10,6 +10,6 @@ RECIPE = Recipe(
     epochs=60,
     batch_size=32,
     lr=0.05,
-    augment=SoundAugment(),
+    augment=SoundAugment(time_mask=32, frequency_mask=8, shift=32),
     mixup=0.2,
 )

@@ -10,5 +10,5 @@ RECIPE = Recipe(
     epochs=20,
     batch_size=64,
     lr=0.05,
-    augment=SoundAugment(),
+    augment=SoundAugment(time_mask=8, frequency_mask=8, shift=4),
 )
