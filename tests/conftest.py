@@ -10,7 +10,6 @@ from hypothesis import settings
 # Tests run in as many processes as there are cores: one thread each, and in what they start.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
-# The GPU's kernels, where there is no GPU, run in Triton's interpreter, slowly: tests keep their shapes small.
 # Triton reads it when first imported. On a machine with a GPU, TRITON_INTERPRET=0 runs the kernels there.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 

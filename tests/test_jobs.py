@@ -91,7 +91,7 @@ def test_evaluate_finds_exactly_what_train_found(run, options):
 
 
 def test_sounds_train_with_their_augmentation_and_mixup(run, tones, tmp_path):
-    changes = TINY | {"mixup": 0.2, "epochs": 20, "batch_size": 4}
+    changes = TINY | {"mixup": 0.2, "epochs": 20, "width": 4}
     folder = jobs.train(Source(str(tones)), tmp_path / "run", recipe_changes=changes)
     config = read(folder / "config.json")
     assert (config["kind"], config["recipe"]["network"], config["recipe"]["mixup"]) == ("sound", "melnet", 0.2)

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from cssoftmax.data.augment import ImageAugment, SoundAugment, image_augmentation, mixup, sound_augmentation
+from cssoftmax.data.augment import (
+    ImageAugment,
+    SoundAugment,
+    image_augmentation,
+    mixup,
+    random_mask,
+    sound_augmentation,
+)
 
 IMAGES = {
     "flip": ImageAugment(flip=True),
@@ -73,6 +80,14 @@ def test_crop_gives_windows_of_the_reflected_image():
 def test_cutout_clears_one_square():
     outputs = image_augmentation(ImageAugment(cutout=6))(torch.ones(20, 3, 32, 32))
     assert ((outputs == 0).sum((1, 2, 3)) == 3 * 36).all()
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_a_mask_leaves_half_of_a_short_sound(dim):
+    inputs = torch.rand(200, 1, 4, 4)
+    kept = (random_mask(inputs, 100, dim) == inputs)[:, 0].all(dim=4 - dim).sum(dim=1)
+    assert kept.min() == 2
+    assert kept.max() == 4
 
 
 @pytest.mark.parametrize(("config", "dim"), [(SoundAugment(time_mask=9), 2), (SoundAugment(frequency_mask=9), 1)])

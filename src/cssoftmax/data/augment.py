@@ -38,8 +38,8 @@ class SoundAugment:
     """What may happen to each log-mel spectrogram of a batch (SpecAugment); the defaults change nothing.
 
     Attributes:
-        time_mask: longest run of frames set to the spectrogram's mean.
-        frequency_mask: widest run of mel bands set to the spectrogram's mean.
+        time_mask: longest run of frames set to the spectrogram's mean; never more than half of them.
+        frequency_mask: widest run of mel bands set to the spectrogram's mean; never more than half of them.
         shift: move in time by up to so many frames, what leaves at one end coming back at the other.
     """
 
@@ -134,9 +134,12 @@ def random_shift(inputs: Tensor, frames: int) -> Tensor:
 
 
 def random_mask(inputs: Tensor, widest: int, dim: int) -> Tensor:
-    """Set a run of up to ``widest`` positions along ``dim`` of each sample (N, channels, H, W) to the sample's mean."""
+    """Set a run of up to ``widest`` positions along ``dim`` of each sample (N, channels, H, W) to the sample's mean.
+
+    However wide that is, half of the positions stay: a short sound is not wiped out.
+    """
     number, size = len(inputs), inputs.shape[dim]
-    width = torch.randint(0, min(widest, size) + 1, (number, 1))
+    width = torch.randint(0, min(widest, size // 2) + 1, (number, 1))
     start = (torch.rand(number, 1) * (size - width + 1)).long()
     position = torch.arange(size)
     masked = ((position >= start) & (position < start + width)).to(inputs.device)

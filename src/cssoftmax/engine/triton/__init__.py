@@ -197,7 +197,7 @@ class _Tiles:
 def _lengths(vectors: Tensor) -> tuple[Tensor, Tensor]:
     """The lengths of rows and 1 / length, float32; both 0 for one too short to have a direction."""
     length = torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float32)
-    has_direction = length > eager.SHORTEST
+    has_direction = ~(length <= eager.SHORTEST)
     return torch.where(has_direction, length, 0), torch.where(has_direction, 1 / length, 0)
 
 
