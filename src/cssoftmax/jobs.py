@@ -108,7 +108,8 @@ def train(
         raise JobError(f"amp: {amp!r} is not one of {', '.join(get_args(Amp))}")
     # The number of classes and the kind of data are not known yet, but most mistakes show before data are fetched.
     recipes.choose(source.name, "image", **(recipe_changes or {}))
-    losses.build(loss, 1, 2, **(loss_settings or {}))
+    per_class = [len(value) for value in (loss_settings or {}).values() if isinstance(value, list)]
+    losses.build(loss, 1, max(per_class, default=2), **(loss_settings or {}))
 
     dataset = source.load(seed)
     recipe = recipes.choose(dataset.name, dataset.kind, **(recipe_changes or {}))
@@ -121,7 +122,7 @@ def train(
         "fingerprint": dataset.fingerprint,
         "classes": list(dataset.classes),
         "input_shape": list(dataset.train.inputs.shape[1:]),
-        "loss": {"name": loss, **losses.settings_of(built), **settings},
+        "loss": {"name": loss, **losses.settings_of(built)},
         "recipe": asdict(recipe),
         "seed": seed,
         "amp": amp,
