@@ -16,7 +16,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from cssoftmax import __version__, jobs, processor, report, training
+from cssoftmax import __version__, comparison, jobs, processor, report, training
 from cssoftmax.data import Dataset
 from cssoftmax.losses import LOSSES
 from cssoftmax.networks import NETWORKS
@@ -57,6 +57,25 @@ Examples:
 Settings that are left out come from the recipe of the data set, or of its kind. The run's folder receives config.json
 (all that is needed to repeat it), metrics.jsonl (a line an epoch), weights.safetensors, summary.json and report.md.
 Ctrl-C stops after saving.
+"""
+
+COMPARE_HELP = """Compare losses on SOURCE: same data, network, first weights, batches, budget; only the loss differs.
+
+The folder receives comparison.md with a table, paired differences, a box plot and a conclusion; comparison.json; and
+every training as it finishes. The same command goes on with a comparison that was interrupted; losses may be added.
+
+\b
+Protocols:
+  closed        the data set's test split; where folds are the split (esc10), every fold in turn
+  verification  same or different? on a speaker that was not trained on, every one in turn (fsdd), or on a fifth of the
+                classes, held out (other data)
+  open          reject a fifth of the classes, held out, by maximum cosine and by maximum probability
+
+\b
+Examples:
+  cssoftmax compare digits
+  cssoftmax compare cifar10 --losses cs-softmax,softmax,cosface,arcface --seeds 5 --tune 8 --jobs 2
+  cssoftmax compare cifar100 --protocol verification --epochs 15 --output runs/verify
 """
 
 app = typer.Typer(
@@ -302,6 +321,72 @@ def _refuse_with_resume(context: typer.Context) -> None:
             raise ValueError(f"{given}: --resume goes on with the settings the run was begun with; leave {given} out")
 
 
+@app.command(help=COMPARE_HELP)
+@explained
+def compare(
+    source: Source = "digits",
+    losses: Annotated[
+        str, typer.Option(help=f"Names with commas between, of {', '.join(LOSSES)}.")
+    ] = "softmax,cs-softmax,cosface,arcface",
+    protocol: Annotated[comparison.Protocol, typer.Option(help="What is tested; see above.")] = "closed",
+    seeds: Annotated[int, typer.Option(help="Trainings of each loss, from --seed on.")] = 5,
+    tune: Annotated[
+        int, typer.Option(help="Trials of each loss over its own settings and the learning rate, on validation data.")
+    ] = 0,
+    network: Annotated[str | None, typer.Option(help=f"One of {', '.join(NETWORKS)}.")] = None,
+    width: Annotated[int | None, typer.Option(help="Channels of the network's first layer.")] = None,
+    embedding_size: Annotated[int | None, typer.Option(help="Numbers in an embedding.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples a step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate; with --tune, where its search begins.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Weight decay of the network's weights.")] = None,
+    seed: Annotated[int, typer.Option(help="The first seed.", min=0)] = 0,
+    image_size: Annotated[int | None, typer.Option(help="Height and width to bring the images of a folder to.")] = None,
+    amp: Annotated[jobs.Amp, typer.Option(help="Lower precision of the network.")] = "no",
+    cpu: Annotated[bool, typer.Option("--cpu", help="Leave a GPU unused.")] = False,
+    processes: Annotated[int, typer.Option("--jobs", "-j", help="Trainings at a time; they share the threads.")] = 1,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder of the comparison [runs/SOURCE-PROTOCOL].")
+    ] = None,
+    data_root: DataRoot = None,
+    cache_dir: Annotated[Path | None, typer.Option(help="Folder of decoded data [~/.cache/cssoftmax].")] = None,
+    quiet: Quiet = False,
+) -> None:
+    _warn_of_slow_precision(amp)
+    recipe = {
+        "network": network,
+        "width": width,
+        "embedding_size": embedding_size,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "weight_decay": weight_decay,
+    }
+    name = Path(source).name if "/" in source or Path(source).exists() else source
+    folder = output or Path("runs") / f"{name.replace(':', '-') or 'folder'}-{protocol}"
+    with _ComparisonDisplay(quiet) as display:
+        result = comparison.compare(
+            jobs.Source(source, data_root, cache_dir, image_size),
+            folder,
+            losses=[loss.strip() for loss in losses.split(",") if loss.strip()],
+            protocol=protocol,
+            seeds=seeds,
+            tune=tune,
+            recipe_changes=_given(recipe),
+            seed=seed,
+            amp=amp,
+            cpu=cpu,
+            processes=processes,
+            watcher=display.watcher,
+        )
+    path = report.write_comparison(result, folder)
+    for line in _aligned(report.summary_table(result)):
+        out.print(line, markup=False)
+    for key in result["headlines"]:
+        out.print(report.conclusion(result, key), markup=False)
+    out.print(f"report: {path}", markup=False)
+
+
 def _given(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
@@ -381,6 +466,45 @@ class _Display:
                 f"eval_accuracy {metrics['eval_accuracy']:.4f}  seconds {metrics['seconds']:.1f}",
                 markup=False,
             )
+
+
+class _ComparisonDisplay:
+    """A progress bar over all trainings, with time left, on a terminal; a line a training everywhere."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.watcher = comparison.Watcher(self.start, self.progress, self.line)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.1f}/{task.total:.0f} trainings"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=err,
+            disable=quiet or not err.is_terminal,
+            transient=True,
+            speed_estimate_period=600,
+        )
+        self.task = self.bar.add_task("comparing", total=None, visible=False)
+
+    def __enter__(self) -> "_ComparisonDisplay":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def start(self, description: str, trainings: int) -> None:
+        self.line(f"{description}; {trainings} trainings")
+        self.bar.update(self.task, total=trainings, visible=True)
+        self.bar.start()
+
+    def progress(self, trainings: float) -> None:
+        self.bar.update(self.task, completed=trainings)
+
+    def line(self, line: str) -> None:
+        if not self.quiet:
+            err.print(line, markup=False)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cssoftmax import __version__, files, losses, metrics, processor, recipes, training
-from cssoftmax.data import Dataset, Split, channel_statistics, load_dataset, validation_split
+from cssoftmax.data import Dataset, Split, channel_statistics, hold_out_classes, load_dataset, validation_split
 from cssoftmax.data.augment import ImageAugment, SoundAugment
 from cssoftmax.networks import NETWORKS, Standardize
 from cssoftmax.recipes import Recipe
@@ -34,7 +34,7 @@ class JobError(ValueError):
 
 @dataclass(frozen=True)
 class Source:
-    """What :func:`cssoftmax.data.load_dataset` takes, and the share of the training split to validate on."""
+    """What :func:`cssoftmax.data.load_dataset` takes, classes to leave out, and a share to validate on."""
 
     name: str
     data_root: Path | None = None
@@ -42,6 +42,7 @@ class Source:
     image_size: int | None = None
     test_group: str | None = None
     validation: float = 0.0
+    held_out_classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation < 1:
@@ -55,6 +56,8 @@ class Source:
             image_size=self.image_size,
             test_group=self.test_group,
         )
+        if self.held_out_classes:
+            dataset, _ = hold_out_classes(dataset, self.held_out_classes)
         return validation_split(dataset, self.validation, seed) if self.validation else dataset
 
 
@@ -130,7 +133,7 @@ def train(
         "threads": torch.get_num_threads(),
         "versions": versions(),
     }
-    model, accelerator = _prepare(config, dataset)
+    model, accelerator = prepare(config, dataset)
     files.write_json(output / "config.json", config)
     return _run(output, config, dataset, model, accelerator, watcher or Watcher())
 
@@ -144,7 +147,7 @@ def resume(run: Path, *, data_root: Path | None = None, watcher: Watcher | None 
     if (run / "summary.json").exists():
         raise JobError(f"{run}: this run is complete; `cssoftmax evaluate {run}` measures it anew")
     dataset = _dataset(config, data_root)
-    model, accelerator = _prepare(config, dataset)
+    model, accelerator = prepare(config, dataset)
     return _run(run, config, dataset, model, accelerator, watcher or Watcher())
 
 
@@ -153,7 +156,7 @@ def evaluate(run: Path, *, data_root: Path | None = None, watcher: Watcher | Non
     config = read_config(run)
     model = load_model(run, config)
     dataset = _dataset(config, data_root)
-    return _evaluate(run, config, dataset, model, _accelerator(config), watcher or Watcher())
+    return _evaluate(run, config, dataset, model, accelerator_of(config), watcher or Watcher())
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -221,9 +224,12 @@ def _check_free(output: Path) -> None:
         raise JobError(f"{output}: there is a run in this folder; go on with it by --resume {output}, or name another")
 
 
-def _prepare(config: Mapping[str, Any], dataset: Dataset) -> tuple[Classifier, Accelerator]:
-    """The model before its first step, once it is known that it takes the data."""
-    accelerator = _accelerator(config)
+def prepare(config: Mapping[str, Any], dataset: Dataset) -> tuple[Classifier, Accelerator]:
+    """The model before its first step, once it is known that it takes the data.
+
+    The network's weights follow from the seed and the recipe alone, whatever the loss: it draws its own after them.
+    """
+    accelerator = accelerator_of(config)
     torch.manual_seed(config["seed"])
     model = _build(config, channel_statistics(dataset.train))
     recipe, inputs = _recipe(config), training.as_input(dataset.train.inputs[:1])
@@ -339,7 +345,8 @@ def _seconds(log: Path) -> float:
         raise JobError(f"{log}: cannot be read ({error}); restore it, or train anew") from error
 
 
-def _accelerator(config: Mapping[str, Any]) -> Accelerator:
+def accelerator_of(config: Mapping[str, Any]) -> Accelerator:
+    """Where a run runs, and in which precision."""
     # accelerate keeps the first precision and device that a process asks for; each run has its own.
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
@@ -352,6 +359,7 @@ def _source(config: Mapping[str, Any]) -> Source:
     saved = dict(config["source"])
     for name in ("data_root", "cache_dir"):
         saved[name] = None if saved[name] is None else Path(saved[name])
+    saved["held_out_classes"] = tuple(saved.get("held_out_classes", ()))
     return Source(**saved)
 
 

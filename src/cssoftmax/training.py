@@ -28,6 +28,10 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the message says why and what to change."""
 
 
+class Diverged(TrainingError):
+    """The loss or a weight is no longer finite."""
+
+
 class Interrupted(Exception):
     """The user asked to stop; the checkpoint is written."""
 
@@ -92,8 +96,8 @@ def fit(
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM arrived; the checkpoint holds the last finished step.
-        TrainingError: the loss or a weight is no longer finite, or the checkpoint does not fit. The checkpoint is then
-            one from before, where all was finite.
+        Diverged: the loss or a weight is no longer finite; the checkpoint is from before, where all was.
+        TrainingError: the checkpoint does not fit.
     """
     device = accelerator.device
     inputs, target = split.inputs.to(device), split.target.to(device)
@@ -169,9 +173,7 @@ def fit(
                 continue
 
             if not all(weight.isfinite().all() for weight in model.parameters()):
-                raise TrainingError(
-                    _not_finite("a weight became infinite or NaN", step - 1, progress, recipe, checkpoint)
-                )
+                raise Diverged(_not_finite("a weight became infinite or NaN", step - 1, progress, recipe, checkpoint))
             if finished_epoch:
                 metrics = {
                     "epoch": progress.epoch,
@@ -263,7 +265,7 @@ def _add(unseen: list[tuple[Tensor, Tensor, int]], progress: Progress, recipe: R
     for index, (value, correct, (_, _, samples)) in enumerate(zip(losses, hits, unseen, strict=True)):
         if not math.isfinite(value):
             step = progress.step + 1 - len(unseen) + index
-            raise TrainingError(_not_finite(f"the loss became {value}", step, progress, recipe, checkpoint))
+            raise Diverged(_not_finite(f"the loss became {value}", step, progress, recipe, checkpoint))
         progress = replace(
             progress,
             loss_sum=progress.loss_sum + value * samples,

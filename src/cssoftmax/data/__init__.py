@@ -1,6 +1,23 @@
 """Images and sounds in classes, as tensors."""
 
-from cssoftmax.data.dataset import Dataset, Split, channel_statistics, load_dataset, validation_split
+from cssoftmax.data.dataset import (
+    Dataset,
+    Split,
+    channel_statistics,
+    hold_out_classes,
+    load_dataset,
+    validation_group,
+    validation_split,
+)
 from cssoftmax.data.sources import DataError
 
-__all__ = ["DataError", "Dataset", "Split", "channel_statistics", "load_dataset", "validation_split"]
+__all__ = [
+    "DataError",
+    "Dataset",
+    "Split",
+    "channel_statistics",
+    "hold_out_classes",
+    "load_dataset",
+    "validation_group",
+    "validation_split",
+]

@@ -149,6 +149,62 @@ def validation_split(dataset: Dataset, fraction: float, seed: int) -> Dataset:
     return replace(dataset, train=rest, test=part, fingerprint=fingerprint)
 
 
+def validation_group(dataset: Dataset, group: str) -> Dataset:
+    """Carve one fold or speaker off the train split to choose settings by; the real test split is dropped.
+
+    Raises:
+        DataError: the train split has no such group, or nothing but it.
+    """
+    groups = dataset.train.groups or ()
+    held_out = torch.tensor([name == group for name in groups], dtype=torch.bool)
+    if not held_out.any() or held_out.all():
+        raise DataError(f"{dataset.name}: cannot validate on {group!r}, the train split needs it and another group")
+    fingerprint = _hash(dataset.fingerprint, f"validation group {group}")
+    rest, part = _select(dataset.train, ~held_out), _select(dataset.train, held_out)
+    return replace(dataset, train=rest, test=part, fingerprint=fingerprint)
+
+
+def hold_out_classes(dataset: Dataset, names: Sequence[str]) -> tuple[Dataset, Split]:
+    """Take classes out of both splits: networks that never saw them can be tested on them.
+
+    Args:
+        dataset: the data set.
+        names: of the classes to take out; at least two others must stay.
+
+    Returns:
+        The data set of the other classes, numbered anew in their order, and the held-out classes' samples of the test
+        split, numbered in the data set's order too.
+
+    Raises:
+        DataError: an unknown class, or fewer than two classes are left.
+
+    >>> known, unknown = hold_out_classes(load_dataset("digits"), ["4", "9"])
+    >>> known.classes, unknown.target.unique().tolist()
+    (('0', '1', '2', '3', '5', '6', '7', '8'), [0, 1])
+    """
+    for name in names:
+        if name not in dataset.classes:
+            raise DataError(f"{dataset.name}: no class {name!r} to hold out; there are {', '.join(dataset.classes)}")
+    out = torch.tensor([name in names for name in dataset.classes])
+    if (~out).sum() < 2:
+        raise DataError(f"{dataset.name}: {len(dataset.classes)} classes are too few to hold {len(names)} out")
+    number = torch.where(out, out.cumsum(0), (~out).cumsum(0)) - 1
+
+    def renumbered(split: Split, mask: Tensor) -> Split:
+        chosen = _select(split, mask)
+        return replace(chosen, target=number[chosen.target])
+
+    train, test = dataset.train, dataset.test
+    known = replace(
+        dataset,
+        classes=tuple(name for name in dataset.classes if name not in names),
+        train=renumbered(train, ~out[train.target]),
+        test=renumbered(test, ~out[test.target]),
+        fingerprint=_hash(dataset.fingerprint, json.dumps(["without", *names])),
+    )
+    return known, renumbered(test, out[test.target])
+
+
 def channel_statistics(split: Split) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel, float32 (channels,): of images scaled to [0, 1], of sounds in dB.
 

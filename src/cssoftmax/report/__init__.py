@@ -1,5 +1,6 @@
 """Reports of finished runs: one table of all measures, pictures, and how each run was made."""
 
+from cssoftmax.report.comparison import box_plot, conclusion, difference_table, summary_table, write_comparison
 from cssoftmax.report.figures import (
     LogitCurve,
     confusion,
@@ -16,14 +17,19 @@ __all__ = [
     "LogitCurve",
     "Run",
     "RunError",
+    "box_plot",
     "class_table",
+    "conclusion",
     "confusion",
     "cosine_histogram",
     "cosines",
+    "difference_table",
     "embedding_map",
     "learning_curves",
     "load_run",
     "logit_curves",
     "measures_table",
+    "summary_table",
+    "write_comparison",
     "write_report",
 ]

@@ -114,7 +114,9 @@ def _fallback_fonts() -> list[str]:
     return [name for name in FALLBACK_FONTS if name in installed]
 
 
-def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draws in this package's style."""
+
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with _style():
@@ -162,7 +164,7 @@ def cosines(run: Run, *, max_negatives: int = MAX_NEGATIVES) -> tuple[Tensor, Te
     return positive, torch.cat([(embeddings[row] * weights[column]).sum(1) for row, column in chunks])
 
 
-@_styled
+@styled
 def cosine_histogram(runs: Sequence[Run]) -> Figure:
     """Histograms of the cosines to the own class weight and to all others: one panel a run, shared axes.
 
@@ -200,7 +202,7 @@ def cosine_histogram(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def embedding_map(runs: Sequence[Run]) -> Figure:
     """The embeddings in two dimensions, coloured by class: one panel a run, at most 5000 points each.
 
@@ -339,7 +341,7 @@ def _marker(index: int) -> str:
     return "o" if index // len(PALETTE) % 2 == 0 else "^"
 
 
-@_styled
+@styled
 def learning_curves(runs: Sequence[Run]) -> Figure:
     """Loss in nats and accuracy in percent over the epochs: a colour a run, dashed on training, solid on evaluation.
 
@@ -387,7 +389,7 @@ def _column(run: Run, key: str) -> list[float]:
     return [math.nan if value is None else float(value) for value in values]
 
 
-@_styled
+@styled
 def logit_curves(curves: Sequence[LogitCurve]) -> Figure:
     """What losses make of a cosine, and where they draw the line between two classes.
 
@@ -449,7 +451,7 @@ def _distinct(curves: Sequence[LogitCurve]) -> list[str]:
     ]
 
 
-@_styled
+@styled
 def confusion(run: Run) -> Figure:
     """How often each class is taken for which, in percent of the true class's samples; up to 20 classes.
 

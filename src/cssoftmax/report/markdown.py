@@ -204,7 +204,7 @@ def _report(runs: Sequence[Run], pictures: Sequence[tuple[str, str, str]]) -> st
     if not alike:
         parts.append("The runs were measured on different data, so their numbers cannot be compared.")
 
-    parts += ["## Measures", _bold(runs) if alike and len(runs) > 1 else _markdown(measures_table(runs))]
+    parts += ["## Measures", _bold(runs) if alike and len(runs) > 1 else markdown(measures_table(runs))]
     if alike and len(runs) > 1:
         parts.append("The best of each row is bold.")
 
@@ -217,14 +217,14 @@ def _report(runs: Sequence[Run], pictures: Sequence[tuple[str, str, str]]) -> st
         shown = (
             f"the {WORST} least accurate of {len(run.classes)} classes" if len(run.classes) > WORST else "all classes"
         )
-        parts += [f"### {escape(name)}: {shown}", _markdown(class_table(run), text_columns=(0, 4))]
+        parts += [f"### {escape(name)}: {shown}", markdown(class_table(run), text_columns=(0, 4))]
     parts.append(
         "Angles are between directions: of a class's samples to the centre of the class, on average, and between the "
         "centres of two classes. A class is safe where the first is much smaller than half of the second."
     )
 
     commands = "\n".join(_command(run) for run in runs)
-    parts += ["## How the runs were made", f"```sh\n{commands}\n```", _markdown(_settings(runs))]
+    parts += ["## How the runs were made", f"```sh\n{commands}\n```", markdown(_settings(runs))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -252,7 +252,7 @@ def _bold(runs: Sequence[Run]) -> str:
         if measure.higher_is_better is not None and len(values) > 1 and len(set(cells) - {"-"}) > 1:
             best = format_value(measure, max(values) if measure.higher_is_better else min(values))
         table.append([escape(title), *(f"**{escape(cell)}**" if cell == best else escape(cell) for cell in cells)])
-    return _markdown(table, escaped=True)
+    return markdown(table, escaped=True)
 
 
 def _command(run: Run) -> str:
@@ -328,7 +328,8 @@ def _code(text: str) -> str:
     return " ".join(text.split()).replace("`", "'")
 
 
-def _markdown(table: Table, *, text_columns: Sequence[int] = (0,), escaped: bool = False) -> str:
+def markdown(table: Table, *, text_columns: Sequence[int] = (0,), escaped: bool = False) -> str:
+    """A table in Markdown, its first row the header; columns are flush right but for ``text_columns``."""
     header, *rows = table if escaped else [[escape(cell) for cell in row] for row in table]
     rule = [":--" if column in text_columns else "--:" for column in range(len(header))]
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))

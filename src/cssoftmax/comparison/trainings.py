@@ -1,0 +1,164 @@
+"""One training of a comparison: a trial, scored on validation data, or a run, which is tested."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from cssoftmax import jobs, metrics, recipes, training
+from cssoftmax.comparison import tuning
+from cssoftmax.comparison.protocol import Design, Part, Protocol, test_part, validation_part
+from cssoftmax.comparison.tuning import Values
+from cssoftmax.training import Classifier, Progress
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all trainings of a comparison share."""
+
+    source: jobs.Source
+    output: Path
+    protocol: Protocol
+    design: Design
+    recipe_changes: Mapping[str, Any]
+    seed: int
+    amp: jobs.Amp
+    cpu: bool
+
+
+@dataclass(frozen=True)
+class Task:
+    """Trial ``number``, or the run with seed ``number``, of a loss on one rotation.
+
+    ``values`` is a point of the loss's space (:mod:`cssoftmax.comparison.tuning`); empty for the defaults.
+    """
+
+    kind: Literal["trial", "run"]
+    loss: str
+    group: str | None
+    number: int
+    values: Values = field(hash=False)
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        group = "" if self.group is None else "-" + "".join(c if c.isalnum() else "_" for c in self.group)
+        return f"{self.loss}{group}-{self.number}"
+
+
+def perform(setup: Setup, task: Task, on_step: Callable[[Progress], None]) -> Line:
+    """Trains, from where an interruption left it; returns what is to be written down.
+
+    Raises:
+        cssoftmax.training.TrainingError: as there; but a trial that diverges has a score of 0.
+        cssoftmax.training.Interrupted: asked to stop; what was trained is saved.
+    """
+    return (_try if task.kind == "trial" else _run)(setup, task, on_step)
+
+
+def checkpoint(setup: Setup, task: Task) -> Path:
+    """Where a trial is saved while it is trained."""
+    return setup.output / "trials" / f"{task.name}.safetensors"
+
+
+def _try(setup: Setup, task: Task, on_step: Callable[[Progress], None]) -> Line:
+    part = validation_part(setup.source, setup.design, task.group, setup.seed)
+    dataset = part.known
+    recipe = recipes.choose(dataset.name, dataset.kind, **setup.recipe_changes)
+    recipe = replace(recipe, lr=recipe.lr * task.values["lr"])
+    own = tuning.settings(task.loss, task.values, recipe.embedding_size, len(dataset.classes))
+    config = {
+        "kind": dataset.kind,
+        "classes": dataset.classes,
+        "input_shape": dataset.train.inputs.shape[1:],
+        "loss": {"name": task.loss, "label_smoothing": recipe.label_smoothing, **own},
+        "recipe": asdict(recipe),
+        "seed": setup.seed,
+        "amp": setup.amp,
+        "cpu": setup.cpu,
+    }
+    model, accelerator = jobs.prepare(config, dataset)
+    line = {"loss": task.loss, "group": task.group, "number": task.number, "values": task.values}
+    try:
+        model = training.fit(
+            model,
+            dataset.train,
+            recipe,
+            seed=setup.seed,
+            accelerator=accelerator,
+            checkpoint=checkpoint(setup, task),
+            resume=True,
+            on_step=on_step,
+        )
+    except training.Diverged as error:
+        return line | {"score": 0.0, "failed": str(error)}
+    return line | {"score": _score(setup.protocol, model, part, partial(training.embed, accelerator=accelerator))}
+
+
+def _score(protocol: Protocol, model: Classifier, part: Part, embed: Callable[..., tuple[Tensor, Tensor]]) -> float:
+    """How good a trial is, higher is better."""
+    if protocol == "closed":
+        return metrics.top_k_accuracy(embed(model, part.known.test)[1], part.known.test.target, 1)
+    if protocol == "open":
+        return max(_rejection(model, part, embed).values())
+    split = part.unknown or part.known.test
+    return 1 - metrics.equal_error_rate(*metrics.pair_scores(embed(model, split)[0], split.target))
+
+
+def _run(setup: Setup, task: Task, on_step: Callable[[Progress], None]) -> Line:
+    part = test_part(setup.source, setup.design, task.group, setup.seed)
+    recipe = recipes.choose(part.known.name, part.known.kind, **setup.recipe_changes)
+    folder, watcher = setup.output / "runs" / task.name, jobs.Watcher(on_step=on_step)
+    if not (folder / "config.json").exists():
+        jobs.train(
+            replace(setup.source, test_group=task.group, held_out_classes=setup.design.held_out_classes),
+            folder,
+            loss=task.loss,
+            loss_settings=tuning.settings(task.loss, task.values, recipe.embedding_size, len(part.known.classes)),
+            recipe_changes={**setup.recipe_changes, "lr": recipe.lr * task.values.get("lr", 1.0)},
+            seed=task.number,
+            amp=setup.amp,
+            cpu=setup.cpu,
+            watcher=watcher,
+        )
+    elif not (folder / "summary.json").exists():
+        jobs.resume(folder, data_root=setup.source.data_root, watcher=watcher)
+    config, summary = jobs.read_config(folder), json.loads((folder / "summary.json").read_text())
+    measures = summary["measures"]
+    if part.unknown is not None:
+        model = jobs.load_model(folder, config)
+        embed = partial(training.embed, accelerator=jobs.accelerator_of(config))
+        if setup.protocol == "open":
+            measures |= _rejection(model, part, embed)
+        else:
+            embeddings, _ = embed(model, part.unknown)
+            measures = metrics.measure(embeddings, part.unknown.target, None, seed=task.number)
+    return {
+        "loss": task.loss,
+        "group": task.group,
+        "seed": task.number,
+        "measures": measures,
+        "settings": {key: value for key, value in config["loss"].items() if key not in ("name", "label_smoothing")},
+        "lr": config["recipe"]["lr"],
+        "device": summary["device"],
+        "seconds": summary["seconds"],
+    }
+
+
+def _rejection(model: Classifier, part: Part, embed: Callable[..., tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """How well samples of unknown classes are told from those of known ones, by cosine and by probability."""
+    assert part.unknown is not None
+    known, unknown = embed(model, part.known.test), embed(model, part.unknown)
+    weights = model.loss.weight.detach().cpu()
+    cosines = (metrics.max_cosine(embeddings, weights) for embeddings, _ in (known, unknown))
+    odds = (metrics.max_log_odds(logits) for _, logits in (known, unknown))
+    return {
+        "unknown_auroc_cosine": metrics.unknown_auroc(*cosines),
+        "unknown_auroc_probability": metrics.unknown_auroc(*odds),
+    }
