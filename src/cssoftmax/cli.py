@@ -329,9 +329,12 @@ def compare(
         str, typer.Option(help=f"Names with commas between, of {', '.join(LOSSES)}.")
     ] = "softmax,cs-softmax,cosface,arcface",
     protocol: Annotated[comparison.Protocol, typer.Option(help="What is tested; see above.")] = "closed",
-    seeds: Annotated[int, typer.Option(help="Trainings of each loss, from --seed on.")] = 5,
+    seeds: Annotated[int, typer.Option(help="Trainings of each loss, from --seed on.", min=1)] = 5,
     tune: Annotated[
-        int, typer.Option(help="Trials of each loss over its own settings and the learning rate, on validation data.")
+        int,
+        typer.Option(
+            help="Trials of each loss over its own settings and the learning rate, on validation data.", min=0
+        ),
     ] = 0,
     network: Annotated[str | None, typer.Option(help=f"One of {', '.join(NETWORKS)}.")] = None,
     width: Annotated[int | None, typer.Option(help="Channels of the network's first layer.")] = None,
@@ -340,11 +343,13 @@ def compare(
     batch_size: Annotated[int | None, typer.Option(help="Samples a step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate; with --tune, where its search begins.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Weight decay of the network's weights.")] = None,
-    seed: Annotated[int, typer.Option(help="The first seed.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="The first seed.", min=0, max=2**32 - 1)] = 0,
     image_size: Annotated[int | None, typer.Option(help="Height and width to bring the images of a folder to.")] = None,
     amp: Annotated[jobs.Amp, typer.Option(help="Lower precision of the network.")] = "no",
     cpu: Annotated[bool, typer.Option("--cpu", help="Leave a GPU unused.")] = False,
-    processes: Annotated[int, typer.Option("--jobs", "-j", help="Trainings at a time; they share the threads.")] = 1,
+    processes: Annotated[
+        int, typer.Option("--jobs", "-j", help="Trainings at a time; they share the threads.", min=1)
+    ] = 1,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder of the comparison [runs/SOURCE-PROTOCOL].")
     ] = None,

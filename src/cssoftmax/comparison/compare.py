@@ -101,7 +101,8 @@ def compare(
         "amp": amp,
         "cpu": cpu,
         "image_size": source.image_size,
-        **asdict(design),
+        "groups": list(design.groups),
+        "held_out_classes": list(design.held_out_classes),
     }
     with _locked(output):
         _write_settings(output / "settings.json", settings)

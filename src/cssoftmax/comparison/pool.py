@@ -80,8 +80,8 @@ def _side_by_side(
                 on_progress(counter.value)
         except BrokenProcessPool as error:
             raise ComparisonError(
-                "jobs: a training's process was killed, perhaps for want of memory; the same command goes on, with "
-                "fewer --jobs if that was it"
+                "a training's process was killed, perhaps for want of memory; the same command goes on, with fewer "
+                "--jobs if that was it"
             ) from error
         finally:
             stop.set()

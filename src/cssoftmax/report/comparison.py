@@ -83,9 +83,7 @@ def difference_table(result: Result, key: str) -> Table:
         [
             loss,
             _signed(measure, difference["mean"]),
-            f"{_signed(measure, difference['low'])} to {_signed(measure, difference['high'])}"
-            if difference["low"] is not None
-            else "-",
+            _interval(measure, difference["low"], difference["high"]),
             _p(difference["p"]),
             _p(difference["corrected_p"]),
             difference["verdict"],
@@ -313,6 +311,12 @@ def _signed(measure: Measure, value: float) -> str:
             return f"{value:+.4f} nats"
         case _:
             return f"{value:+.4g}"
+
+
+def _interval(measure: Measure, low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return "-"
+    return f"{_signed(measure, low).partition(' ')[0]} to {_signed(measure, high)}"
 
 
 def _p(value: float | None) -> str:
