@@ -252,8 +252,8 @@ def _write_settings(path: Path, settings: Mapping[str, Any]) -> None:
                 f"losses: {', '.join(dropped)} is part of the comparison in {path.parent}; name it too, or give "
                 "another --output"
             )
-        for key in after.keys() - {"losses"}:
-            if before.get(key) != after[key]:
+        for key in after:
+            if key != "losses" and before.get(key) != after[key]:
                 raise ComparisonError(
                     f"{key}: {after[key]}, but the comparison in {path.parent} was begun with {before.get(key)}; give "
                     "that, or another --output"
