@@ -3,7 +3,6 @@
 import fcntl
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -24,15 +23,6 @@ FLAGS = ["--epochs", "1", "--width", "2", "--embedding-size", "4", "--batch-size
 PAIR = ("softmax", "cs-softmax")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As each of two processes on two threads has, so that results are the same to the last bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def run(output, **changes):
     options = {"losses": PAIR, "seeds": 2, "tune": 2, "recipe_changes": TINY, "cpu": True} | changes
     return compare(jobs.Source("digits"), output, **options)
@@ -41,7 +31,6 @@ def run(output, **changes):
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     output = tmp_path_factory.mktemp("comparison") / "whole"
-    torch.set_num_threads(1)
     run(output)
     return output
 
@@ -96,7 +85,7 @@ def test_a_comparison_killed_in_two_processes_ends_as_one_never_interrupted_in_o
     output = tmp_path / "killed"
     words = [sys.executable, "-m", "cssoftmax", "compare", "digits", "--losses", ",".join(PAIR), "--seeds", "2"]
     words += ["--tune", "2", "--cpu", "--jobs", "2", "--output", str(output), "--quiet", *FLAGS]
-    process = subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
     trials = output / "trials.jsonl"
     while not (trials.exists() and trials.read_text().count("\n") >= 2):
         assert process.poll() is None, process.communicate()[1]

@@ -23,13 +23,17 @@ class Range:
     log: bool = False
 
 
+# Losses whose margin is in radians.
+ANGULAR = ("arcface", "subcenter-arcface", "curricularface", "magface", "adaface", "elasticface")
+
 # The learning rate and the scale are multiples of the recipe's and of the loss's default; "LOSS.setting" goes before
 # "setting". A loss is searched over those of its settings that stand here.
 SPACE = {
     "lr": Range(0.25, 4.0, log=True),
     "scale": Range(0.4, 4.0, log=True),
     "margin": Range(0.0, 0.5),
-    "arcface.margin": Range(0.0, 0.8),
+    **{f"{loss}.margin": Range(0.0, 0.8) for loss in ANGULAR},
+    "sphereface.margin": Range(1.0, 4.0),
     "weight_update": Range(0.0, 1.0),
     "relaxation": Range(0.1, 0.5),
 }
