@@ -86,8 +86,8 @@ def test_a_comparison_killed_in_two_processes_ends_as_one_never_interrupted_in_o
     words = [sys.executable, "-m", "cssoftmax", "compare", "digits", "--losses", ",".join(PAIR), "--seeds", "2"]
     words += ["--tune", "2", "--cpu", "--jobs", "2", "--output", str(output), "--quiet", *FLAGS]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
-    trials = output / "trials.jsonl"
-    while not (trials.exists() and trials.read_text().count("\n") >= 2):
+    trials, runs = output / "trials.jsonl", output / "runs.jsonl"
+    while not (runs.exists() and runs.read_text().endswith("\n")):
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
     children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
@@ -98,10 +98,10 @@ def test_a_comparison_killed_in_two_processes_ends_as_one_never_interrupted_in_o
         assert time.monotonic() < deadline, "a training outlived the command that was killed"
         time.sleep(0.02)
     assert not (output / "comparison.json").exists()
-    with trials.open("a") as file:
+    with runs.open("a") as file:
         file.write('{"loss": "softm')  # the line that was being written
 
-    run(output, processes=2)
+    run(output)
     assert (output / "comparison.json").read_bytes() == (uninterrupted / "comparison.json").read_bytes()
     assert sorted(trials.read_text().splitlines()) == sorted((uninterrupted / "trials.jsonl").read_text().splitlines())
     assert list((output / "trials").iterdir()) == []
