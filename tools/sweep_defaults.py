@@ -30,15 +30,21 @@ SMALL = {
     "cifar10": {"epochs": 8, "width": 8, "embedding_size": 64},
     "cifar100": {"epochs": 8, "width": 8, "embedding_size": 64},
 }
-FACTORS = ("loss", "margin", "weight_update", "probability")
+FACTORS = ("loss", "margin", "weight_update", "probability", "class_lr_scale")
+MIDDLE = ((0.0, 0.0), (0.1, 0.25))
 
 
 def settings() -> list[dict[str, object]]:
-    """The plain softmax, then margin x update factor at p = 0.999, then the scale around the middle."""
+    """The plain softmax, margin x update factor at p = 0.999, the scale around the middle, the class weights' rate."""
     grid = [(m, u, 0.999) for u in (0.0, 0.25, 0.5, 1.0) for m in (0.0, 0.1, 0.2, 0.4)]
-    scales = [(m, u, p) for m, u in ((0.0, 0.0), (0.1, 0.25)) for p in (0.9, 0.99, 0.9999, 0.99999)]
+    scales = [(m, u, p) for m, u in MIDDLE for p in (0.9, 0.99, 0.9999, 0.99999)]
     cs = [{"loss": "cs-softmax", "margin": m, "weight_update": u, "probability": p} for m, u, p in grid + scales]
-    return [{"loss": "softmax"}, *cs]
+    rates = [
+        {"loss": "cs-softmax", "margin": m, "weight_update": u, "probability": 0.999, "class_lr_scale": rate}
+        for m, u in MIDDLE
+        for rate in (0.1, 0.3, 3.0)
+    ]
+    return [{"loss": "softmax"}, *cs, *rates]
 
 
 def one(job: tuple[str, dict[str, object], int, argparse.Namespace]) -> dict[str, object]:
@@ -49,7 +55,8 @@ def one(job: tuple[str, dict[str, object], int, argparse.Namespace]) -> dict[str
     rows = torch.randperm(len(train.target), generator=torch.Generator().manual_seed(seed))[: arguments.samples]
     train = replace(train, inputs=train.inputs[rows], target=train.target[rows], groups=None)
     recipe = recipes.choose(name, dataset.kind, **SMALL[name])
-    options = {key: value for key, value in setting.items() if key not in ("loss", "probability")}
+    recipe = replace(recipe, class_lr_scale=setting.get("class_lr_scale", recipe.class_lr_scale))
+    options = {key: setting[key] for key in ("margin", "weight_update") if key in setting}
     loss = losses.build(str(setting["loss"]), recipe.embedding_size, len(dataset.classes), **options)
     if "probability" in setting:
         loss.scale = default_scale(loss.similarity, len(dataset.classes), setting["probability"])
@@ -81,35 +88,40 @@ def one(job: tuple[str, dict[str, object], int, argparse.Namespace]) -> dict[str
 
 
 def tables(folder: Path) -> str:
-    """Accuracy and equal error rate, means over seeds, as Markdown: margin x update factor, then the scale."""
+    """Accuracy / equal error rate in percent, means over seeds, as Markdown."""
     parts = []
     for path in sorted(folder.glob("*.jsonl")):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         seeds = sorted({row["seed"] for row in rows})
 
-        def cell(rows: list[dict[str, object]] = rows, **wanted: object) -> str:
-            found = [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
+        def mean(found: list[dict[str, object]]) -> str:
             if not found:
                 return "-"
             accuracy, eer = (100 * sum(row[key] for row in found) / len(found) for key in ("accuracy", "eer"))
             return f"{accuracy:.1f} / {eer:.1f}"
 
+        def cell(m: float, u: float, p: float = 0.999, rate: float = 1.0, rows: list[dict[str, object]] = rows) -> str:
+            wanted = ("cs-softmax", m, u, p, None if rate == 1 else rate)
+            return mean([row for row in rows if tuple(row.get(key) for key in FACTORS) == wanted])
+
+        plain = [row for row in rows if row["loss"] == "softmax"]
         cs = [row for row in rows if row["loss"] == "cs-softmax"]
         margins, factors = (sorted({row[key] for row in cs}) for key in ("margin", "weight_update"))
         probabilities = sorted({row["probability"] for row in cs})
-        scaled = sorted({(row["margin"], row["weight_update"]) for row in cs if row["probability"] != 0.999})
+        rates = sorted({row.get("class_lr_scale") or 1.0 for row in cs})
         parts += [
-            f"### {path.stem}: seeds {', '.join(map(str, seeds))}; plain softmax {cell(loss='softmax')}",
+            f"### {path.stem}: seeds {', '.join(map(str, seeds))}; plain softmax {mean(plain)}",
             _markdown(
                 ["margin", *(f"u = {u:g}" for u in factors)],
-                [[f"{m:g}", *(cell(margin=m, weight_update=u, probability=0.999) for u in factors)] for m in margins],
+                [[f"{m:g}", *(cell(m, u) for u in factors)] for m in margins],
             ),
             _markdown(
                 ["margin, u", *(f"p = {p:g}" for p in probabilities)],
-                [
-                    [f"{m:g}, {u:g}", *(cell(margin=m, weight_update=u, probability=p) for p in probabilities)]
-                    for m, u in scaled
-                ],
+                [[f"{m:g}, {u:g}", *(cell(m, u, p) for p in probabilities)] for m, u in MIDDLE],
+            ),
+            _markdown(
+                ["margin, u", *(f"class weights' rate x {rate:g}" for rate in rates)],
+                [[f"{m:g}, {u:g}", *(cell(m, u, 0.999, rate) for rate in rates)] for m, u in MIDDLE],
             ),
         ]
     return "\n\n".join(parts)
