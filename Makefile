@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTHON := python3
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint types clean
+.PHONY: demo test lint types results-table clean
 
 demo: $(VENV)/train.stamp
 	@rm -rf runs/demo
@@ -22,6 +22,9 @@ lint: $(VENV)/test.stamp
 
 types: $(VENV)/test.stamp
 	$(BIN)/mypy
+
+results-table: $(VENV)/test.stamp
+	$(BIN)/python tools/render_tables.py
 
 clean:
 	rm -rf $(VENV) build dist runs/demo
