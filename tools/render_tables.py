@@ -64,8 +64,9 @@ def main() -> int:
             stale.append(page)
             if not check:
                 page.write_text(fresh)
+    verdict = "is not what results/ says; run make results-table" if check else "written"
     for page in stale:
-        print(f"{page.relative_to(ROOT)}: {'is not what results/ says; run make results-table' if check else 'written'}")
+        print(f"{page.relative_to(ROOT)}: {verdict}")
     return int(check and bool(stale))
 
 
