@@ -1,4 +1,8 @@
-"""ESC-10, log-mel spectrograms of five-second recordings: minutes on two CPU cores."""
+"""ESC-10, log-mel spectrograms of five-second recordings: minutes on two CPU cores.
+
+64 mel bands, 216 frames. The augmentation was no worse than none or twice this on a validation split of 60 recordings,
+which is too few to tell them apart.
+"""
 
 from cssoftmax.data.augment import SoundAugment
 from cssoftmax.recipes.recipe import Recipe

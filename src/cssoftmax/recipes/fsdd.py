@@ -1,4 +1,8 @@
-"""Free Spoken Digit Dataset, log-mel spectrograms of 8 kHz recordings: minutes on two CPU cores."""
+"""Free Spoken Digit Dataset, log-mel spectrograms of 8 kHz recordings: minutes on two CPU cores.
+
+64 mel bands, 63 frames. The augmentation was the best of three (none, this, twice this) on a validation split, one seed
+each; twice this was worse than none.
+"""
 
 from cssoftmax.data.augment import SoundAugment
 from cssoftmax.recipes.recipe import Recipe
