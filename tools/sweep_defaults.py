@@ -119,11 +119,14 @@ def tables(folder: Path) -> str:
                 ["margin, u", *(f"p = {p:g}" for p in probabilities)],
                 [[f"{m:g}, {u:g}", *(cell(m, u, p) for p in probabilities)] for m, u in MIDDLE],
             ),
-            _markdown(
-                ["margin, u", *(f"class weights' rate x {rate:g}" for rate in rates)],
-                [[f"{m:g}, {u:g}", *(cell(m, u, 0.999, rate) for rate in rates)] for m, u in MIDDLE],
-            ),
         ]
+        if len(rates) > 1:
+            parts.append(
+                _markdown(
+                    ["margin, u", *(f"class weights' rate x {rate:g}" for rate in rates)],
+                    [[f"{m:g}, {u:g}", *(cell(m, u, 0.999, rate) for rate in rates)] for m, u in MIDDLE],
+                )
+            )
     return "\n\n".join(parts)
 
 
