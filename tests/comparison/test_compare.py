@@ -117,6 +117,21 @@ def test_what_is_done_is_not_done_again_and_a_loss_may_be_added(tmp_path, monkey
     assert more["measures"]["accuracy"]["softmax"] == first["measures"]["accuracy"]["softmax"]
 
 
+def test_an_interruption_says_that_the_same_command_goes_on(tmp_path, monkeypatch):
+    fit, fits = training.fit, []
+
+    def interrupted(*arguments, **options):
+        fits.append(options["seed"])
+        if len(fits) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return fit(*arguments, **options)
+
+    monkeypatch.setattr(training, "fit", interrupted)
+    with pytest.raises(training.Interrupted, match=f"saved in {tmp_path}; the same command goes on"):
+        run(tmp_path, seeds=1, tune=0)
+    assert run(tmp_path, seeds=1, tune=0)["runs"] == 2 and len(fits) == 3
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -19,6 +19,7 @@ from cssoftmax.comparison.pool import ComparisonError, perform_all
 from cssoftmax.comparison.protocol import HEADLINES, Part, Protocol, design_of, test_part
 from cssoftmax.comparison.trainings import Line, Setup, Task, checkpoint
 from cssoftmax.losses import LOSSES
+from cssoftmax.training import Interrupted
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,10 @@ def compare(
             _description(test_part(source, design, design.groups[0], seed), setup, recipe),
             len(losses) * len(design.groups) * (tune + seeds),
         )
-        _train(setup, losses, seeds, tune, trials, runs, processes, watcher)
+        try:
+            _train(setup, losses, seeds, tune, trials, runs, processes, watcher)
+        except (KeyboardInterrupt, Interrupted):
+            raise Interrupted(f"what was trained is saved in {output}; the same command goes on") from None
         result = outcome(settings, changes, trials.lines, runs.lines)
         files.write_json(output / "comparison.json", result)
     return result
@@ -265,7 +269,7 @@ def _description(part: Part, setup: Setup, recipe: recipes.Recipe) -> str:
     known = part.known
     parts = [f"{len(known.train.target)} training and {len(known.test.target)} test samples"]
     if part.unknown is not None:
-        parts.append(f"{len(part.unknown.target)} of {len(setup.design.held_out_classes)} held-out classes")
+        parts.append(f"{len(part.unknown.target)} of the {len(setup.design.held_out_classes)} held-out classes")
     if len(setup.design.groups) > 1:
         parts.append(f"{len(setup.design.groups)} rotations")
     return f"{known.name}, {setup.protocol}: {', '.join(parts)}; {recipe.network}, {recipe.epochs} epochs"
