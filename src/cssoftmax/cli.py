@@ -461,7 +461,7 @@ class _Display:
         self.drawn = now
         loss = progress.loss_sum / max(progress.samples, 1)
         detail = f"{progress.step}/{progress.steps} steps  loss {loss:.4f}"
-        self.bar.update(self.task, total=progress.steps, completed=progress.step, detail=detail)
+        self.bar.update(self.task, total=progress.steps, completed=progress.step, detail=detail, refresh=True)
 
     def epoch(self, metrics: dict[str, float]) -> None:
         if not self.quiet:

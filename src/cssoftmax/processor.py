@@ -20,7 +20,8 @@ def describe(device: str) -> str:
         name = models[0] if models else name
     features = torch.cpu.get_capabilities()
     widest = next((f for f in ("avx512_bf16", "avx512_f", "avx2") if features.get(f)), "")
-    return f"{name}, {f'{widest}, ' if widest else ''}{torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return ", ".join(filter(None, (name, widest, f"{threads} threads" if threads > 1 else "1 thread")))
 
 
 @cache
