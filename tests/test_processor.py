@@ -7,7 +7,8 @@ from cssoftmax import processor
 
 def test_the_processor_is_described_in_one_line_with_its_threads():
     text = processor.describe("cpu")
-    assert text.endswith(f"{torch.get_num_threads()} threads")
+    threads = torch.get_num_threads()
+    assert text.endswith(", 1 thread" if threads == 1 else f", {threads} threads")
     assert "\n" not in text
 
 
