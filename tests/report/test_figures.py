@@ -53,12 +53,13 @@ def test_negatives_beyond_the_limit_are_drawn_at_random_and_never_of_the_own_cla
 
 
 def test_histograms_hold_all_pairs_and_share_their_axes(make_run):
-    runs = [load_run(make_run("a")), load_run(make_run("b", noise=0.4))]
-    figure = cosine_histogram(runs)
+    runs = [load_run(make_run("a", noise=0.4)), load_run(make_run("b"))]
+    figure = cosine_histogram(runs)  # the second run's is the tallest
     assert len(figure.axes) == 2
     assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
     for axes in figure.axes:
         assert [patch.get_data().values.sum() for patch in axes.patches] == pytest.approx([100] * 4)
+        assert max(patch.get_data().values.max() for patch in axes.patches) <= axes.get_ylim()[1]
         legend = [text.get_text() for text in axes.get_legend().get_texts()]
         assert legend[0].endswith("120 pairs") and legend[1].endswith("360 pairs")
 

@@ -197,7 +197,7 @@ def cosine_histogram(runs: Sequence[Run]) -> Figure:
             handles[::-1], names[::-1], loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0, labelspacing=0.9
         )
         axes.set_xlim(-1, 1)
-        axes.set_ylim(bottom=0)
+    panels[0].set_ylim(bottom=0)  # once all is drawn: it ends the scaling of the shared axis
     panels[-1].set_xlabel("cosine between embedding and class weight")
     return figure
 
