@@ -1,16 +1,17 @@
 """The losses as pure functions: arguments checked, autocast kept out, an engine called."""
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from cssoftmax.engine import IMPLEMENTATIONS, eager, triton
+from cssoftmax.engine import IMPLEMENTATIONS, eager, pick, triton
 from cssoftmax.similarity import CSSoftmax, Similarity, default_scale
 
 Reduction = Literal["mean", "sum", "none"]
-Implementation = Literal["auto", "eager", "chunked", "triton"]
+Implementation = Literal["auto", "eager", "fused", "chunked", "triton"]
 
 
 def cs_softmax_loss(
@@ -46,7 +47,8 @@ def cs_softmax_loss(
         detach_update: the update weights are constants in the backward pass.
         class_weight: rescaling of each class's loss, (C,), as ``weight`` of ``F.cross_entropy``.
         reduction, ignore_index, label_smoothing: as in ``F.cross_entropy``.
-        implementation: "auto", "eager" for plain PyTorch operations, or "triton" for kernels on an NVIDIA GPU.
+        implementation: "auto" picks the fastest by device and sizes: "eager", plain PyTorch operations; "fused", few
+            of them, for small N x C on a CPU; "chunked", for large; "triton", kernels for a GPU. All agree to rounding.
 
     Returns:
         A scalar, or (N,) with ``reduction="none"``; float32, or float64 where an input is. Whatever autocast says,
@@ -115,12 +117,16 @@ def similarity_loss(
     check_class_weight(class_weight, num_classes)
     check_unit_interval("label_smoothing", label_smoothing)
     check_choice("reduction", reduction, ("mean", "sum", "none"))
-    check_choice("implementation", implementation, tuple(IMPLEMENTATIONS))
+    check_choice("implementation", implementation, IMPLEMENTATIONS)
     if reduction == "mean" and len(embeddings) == 0:
         raise ValueError('embeddings: an empty batch, (0, D), has no mean loss; skip it, or pass reduction="sum"')
     dtype = compute_dtype(embeddings, weight)
-    engine = IMPLEMENTATIONS[implementation] if sub_centers == 1 else partial(eager.loss, sub_centers=sub_centers)
-    with torch.autocast(embeddings.device.type, enabled=False):
+    engine = (
+        pick(implementation, embeddings, len(weight))
+        if sub_centers == 1
+        else partial(eager.loss, sub_centers=sub_centers)
+    )
+    with no_autocast(embeddings.device.type):
         if engine is not triton.loss:  # which reads half precision as it is, and computes in float32 all the same
             embeddings, weight = embeddings.to(dtype), weight.to(dtype)
         return engine(
@@ -220,6 +226,11 @@ def reduce(
     return values.sum() / share.sum() if reduction == "mean" else values.sum()
 
 
+def no_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Keeps autocast out; a small batch feels what leaving it alone saves."""
+    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
+
+
 def compute_dtype(embeddings: Tensor, weight: Tensor) -> torch.dtype:
     """float32, or float64 where an input is."""
     return torch.promote_types(torch.promote_types(embeddings.dtype, weight.dtype), torch.float32)
@@ -254,10 +265,15 @@ def check_target(embeddings: Tensor, target: Tensor, num_classes: int, ignore_in
         raise ValueError(f"target: is on {target.device}, but embeddings are on {embeddings.device}")
     if target.is_meta:
         return
+    checked_here = target.device.type == "cpu" and not torch.compiler.is_compiling()
+    if checked_here and len(target):
+        lowest, highest = target.aminmax()
+        if int(lowest) >= 0 and int(highest) < num_classes:
+            return
     wrong = (target < 0) | (target >= num_classes)
     if ignore_index is not None:
         wrong &= target != ignore_index
-    if target.device.type == "cpu" and not torch.compiler.is_compiling():
+    if checked_here:
         if wrong.any():
             row = int(wrong.nonzero()[0])
             allowed = f"0..{num_classes - 1}" + ("" if ignore_index is None else f" (or ignore_index {ignore_index})")

@@ -1,7 +1,7 @@
 """The loss on a CPU: three matrix products, and of the (N, C) matrix only blocks that fit the cache.
 
-Per row, the loss is a function of the cosine to the row's own class, ``own``, and of ``others``, the logarithm of
-sum_{j != y} exp(scale * N_ij). These (N,)-sized parts are left to autograd. One operator, ``_Rows``, sees the matrix.
+Per row, the loss is a function of the similarity P to the row's own class and of ``others``, the logarithm of
+sum_{j != y} exp(scale * N_ij). What is made of these, (N,) each, is left to autograd. Only ``_Rows`` sees the matrix.
 Forward it goes through the classes in blocks, and keeps of each the exponentials times their slopes, in the memory that
 the gradient of the class weights will take. Backward, those need one more factor per row, and are multiplied into the
 gradients, block by block. The class weights are not copied: their lengths divide the blocks instead.
@@ -16,10 +16,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from cssoftmax.engine import eager, products
+from cssoftmax.engine import eager, products, rowwise
 from cssoftmax.similarity import Rows, Similarity
 
 # Numbers at work at once, a block of products and its class weights: 8 MiB in float32.
@@ -48,7 +47,7 @@ def loss(
     label_smoothing: float,
 ) -> Tensor:
     """The same as :func:`cssoftmax.engine.eager.loss`, which also takes over what does not suit this engine."""
-    if not _suits(embeddings, weight, similarity, scale):
+    if not rowwise.suits(embeddings, weight, similarity, scale):
         return eager.loss(
             embeddings,
             weight,
@@ -62,59 +61,22 @@ def loss(
             label_smoothing=label_smoothing,
         )
     scale = float(scale)
-    # Labels are in 0..C-1 or ``ignore_index``, which usually is negative.
-    ignored = None
-    if len(target) and (ignore_index >= 0 or int(target.min()) < 0):
-        ignored = target == ignore_index
-    index = target if ignored is None else target.masked_fill(ignored, 0)
-    share = label_smoothing / len(weight)
-    smooth = (weight.new_ones(len(weight)) if class_weight is None else class_weight) if share else None
-
-    own, norm, others, total = _Rows.apply(embeddings, weight, bias, index, similarity, scale, smooth)  # type: ignore[no-untyped-call]
-    positive = similarity.positive(own, similarity.rows(own, norm, index))
-    rescale = None if class_weight is None else class_weight[index]
-    if smooth is None:
-        value = F.softplus(torch.sub(others, positive, alpha=scale), threshold=STEEP)
-        if rescale is not None:
-            value = value * rescale
+    index, ignored = rowwise.columns_of(target, ignore_index)
+    shares = rowwise.shares(class_weight, weight, label_smoothing)
+    positive, others, total = _Rows.apply(embeddings, weight, bias, index, similarity, scale, shares)  # type: ignore[no-untyped-call]
+    smooth = None
+    if shares is None:
+        nll = F.softplus(torch.sub(others, positive, alpha=scale), threshold=STEEP)
     else:
         positive = scale * positive
         log_sum = torch.logaddexp(positive, others)
-        value = log_sum - positive
-        if rescale is not None:
-            value, positive = value * rescale, positive * rescale
-        value = (1 - label_smoothing) * value + share * (smooth.sum() * log_sum - positive - total)
-
-    if ignored is not None:
-        value = value.masked_fill(ignored, 0)
-        rescale = None if rescale is None else rescale.masked_fill(ignored, 0)
-    if reduction == "none":
-        return value
-    if reduction == "sum":
-        return value.sum()
-    if rescale is not None:
-        return value.sum() / rescale.sum()
-    return value.mean() if ignored is None else value.sum() / (~ignored).sum()
-
-
-def _suits(embeddings: Tensor, weight: Tensor, similarity: Similarity, scale: float | Tensor) -> bool:
-    """Whether ``_Rows`` can do it: plain tensors, constant factors, no transform at work."""
-    plain = (Tensor, torch.nn.Parameter)
-    return (
-        not torch.compiler.is_compiling()
-        and type(embeddings) in plain
-        and type(weight) in plain
-        and not embeddings.is_meta
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
-        and not (isinstance(scale, Tensor) and (scale.requires_grad or scale.numel() > 1))
-        and not any(isinstance(value, Tensor) and value.requires_grad for value in vars(similarity).values())
-    )
+        nll = log_sum - positive
+        smooth = shares.sum() * log_sum - shares[index] * positive - total
+    return rowwise.reduce(nll, smooth, index, ignored, class_weight, reduction, label_smoothing)
 
 
 class _Rows(torch.autograd.Function):
-    """What the loss of each row needs, (N,): own, the embedding's length, others, and with ``smooth``, (C,), also
-    sum_{j != y} smooth_j * scale * N_ij."""
+    """What the loss of each row needs, (N,): P, others, and with ``shares``, (C,), sum_{j != y} shares_j scale N_ij."""
 
     @staticmethod
     def forward(
@@ -125,116 +87,72 @@ class _Rows(torch.autograd.Function):
         index: Tensor,
         similarity: Similarity,
         scale: float,
-        smooth: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        keep = any(ctx.needs_input_grad)
-        (num_rows, size), num_classes = x.shape, len(w)
-        length = _length(x)
-        inverse_x = length.reciprocal()
-        left = x / length[:, None] if similarity.normalized == "both" else x
-        inverse_w = None if similarity.normalized == "none" else w.new_empty(num_classes)
-        grad_w = _empty(w) if ctx.needs_input_grad[1] else None
-        edges = _edges(num_rows, size, num_classes)
-        groups = _groups(x, w, grad_w, index, edges, keep)
-        tops, sums = x.new_empty(2, len(edges) - 1, num_rows)
-        total = None if smooth is None else x.new_zeros(num_rows)
-
+        shares: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        norm, left = _left(x, similarity)
         own = (left * w[index]).sum(1)
-        if inverse_w is not None:
-            own /= _length(w[index])
+        if similarity.normalized != "none":
+            own /= rowwise.lengths(w[index])[1]
         if bias is not None:
             own += bias[index]
-        norm = length.masked_fill(inverse_x == 0, 0)
-        rows = similarity.rows(own, norm, index)
-
-        with products.best(num_rows * size * num_classes):
-            for number, (start, stop) in enumerate(pairwise(edges)):
-                wb = w[start:stop]
-                if inverse_w is not None:
-                    torch.reciprocal(_length(wb), out=inverse_w[start:stop])
-                for group in groups:
-                    c = group.block(start, stop, x)
-                    products.multiply(left[group.rows], wb.T, out=c)
-                    if inverse_w is not None:
-                        c *= inverse_w[start:stop]
-                    if bias is not None:
-                        c += bias[start:stop]
-                    parameters = _columns(rows, group)
-                    negative = similarity.negative(c, parameters)
-                    place = group.places[number]
-                    if total is not None and smooth is not None:
-                        smoothed = negative * (smooth[start:stop] * scale)
-                        total[group.rows] += smoothed.view(-1).index_fill_(0, place, 0).view_as(c).sum(1)
-                    z = negative * (scale * LOG2E)
-                    z.view(-1).index_fill_(0, place, -math.inf)
-                    top = z.amax(1).clamp_(min=torch.finfo(z.dtype).min)
-                    z.sub_(top[:, None]).exp2_()
-                    tops[number, group.rows] = top
-                    sums[number, group.rows] = z.sum(1)
-                    if group.room is not None and smooth is None:
-                        slope = similarity.negative_slope(c, parameters)
-                        z *= slope
-                        torch.mul(z, 1 if inverse_w is None else inverse_w[start:stop], out=c)
-
-        top = tops.amax(0)
-        others = top + (sums * (tops - top).exp2_()).sum(0).log2_()
-        ctx.save_for_backward(x, w, bias, index, smooth)
+        ctx.similarity, ctx.scale = similarity, scale
+        ctx.parts = rowwise.own_class(own, norm, index, similarity, any(ctx.needs_input_grad))
+        ctx.save_for_backward(x, w, bias, index, shares)
         ctx.set_materialize_grads(False)
-        if keep:
-            ctx.similarity, ctx.scale = similarity, scale
-            ctx.kept = (inverse_x, inverse_w, rows, edges, groups, grad_w, tops, others)
-        return own, norm, others / LOG2E, total
+        swept = _sweep(ctx, left, w, bias, index, shares)
+        ctx.swept = swept if any(ctx.needs_input_grad) else None
+        return ctx.parts.positive.detach(), swept.others / LOG2E, swept.total
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled() or ctx.kept is None:
-            return _once_more(ctx, upstream)
-        x, w, bias, index, smooth = ctx.saved_tensors
-        similarity, scale = ctx.similarity, ctx.scale
-        inverse_x, inverse_w, rows, edges, groups, grad_w, tops, others = ctx.kept
-        ctx.kept = None  # the blocks are consumed
+        if torch.is_grad_enabled():
+            return rowwise.differentiably(ctx, _rows_eagerly, upstream)
+        x, w, bias, index, shares = ctx.saved_tensors
+        similarity, scale, rows = ctx.similarity, ctx.scale, ctx.parts.constants()
         needs_x, _, needs_bias = ctx.needs_input_grad[:3]
-        zeros = torch.zeros_like(inverse_x)
-        grad_own, grad_norm, grad_others, grad_total = (zeros if grad is None else grad for grad in upstream)
+        # A second pass through the same graph finds the blocks consumed.
+        swept = ctx.swept or _sweep(ctx, _left(x, similarity)[1], w, bias, index, shares)
+        ctx.swept = None
+        inverse_w, edges, groups, grad_w = swept.inverse_w, swept.edges, swept.groups, swept.grad_w
+        others = swept.others.clamp_(min=torch.finfo(x.dtype).min)  # -inf if there is a single class
+        inverse_x = rowwise.lengths(x)[1].reciprocal_()
 
-        others.clamp_(min=torch.finfo(others.dtype).min)  # of a single class
-        # The length of an embedding divides its row here, once for both gradients.
+        zeros = torch.zeros_like(others)
+        grad_positive, grad_others, grad_total = (zeros if grad is None else grad for grad in upstream)
+        grad_own, grad_norm = ctx.parts.gradients(grad_positive)
+        # An embedding's length divides its row of the blocks, which serves both gradients.
         by_row = inverse_x if similarity.normalized == "both" else torch.ones_like(inverse_x)
-        grad_others, grad_total = grad_others * by_row * scale, grad_total * by_row * scale
-        factors = (tops - others).exp2_() * grad_others
         grad_own = grad_own * by_row
         if inverse_w is not None:
             grad_own *= inverse_w[index]
+        grad_others, grad_total = grad_others * by_row * scale, grad_total * by_row * scale
+        factors = (swept.tops - others).exp2_() * grad_others
         grad_x = torch.zeros_like(x) if needs_x else None
         grad_bias = torch.zeros_like(bias) if needs_bias else None
         if grad_w is not None and not groups:
             grad_w.zero_()
 
-        with torch.autocast(x.device.type, enabled=False), products.best(x.numel() * len(w)):
+        with products.best(x.numel() * len(w)):
             for number, (start, stop) in enumerate(pairwise(edges)):
                 wb = w[start:stop]
                 for group in groups:
-                    if group.room is not None and smooth is None:
-                        g = group.block(start, stop, x) * factors[number, group.rows, None]
+                    block = group.block(start, stop, x)
+                    if group.room is not None and shares is None:
+                        g = block * factors[number, group.rows, None]
                     else:
-                        c = group.block(start, stop, x)
                         if group.room is None:
-                            products.multiply(x[group.rows] * by_row[group.rows, None], wb.T, out=c)
-                            if inverse_w is not None:
-                                c *= inverse_w[start:stop]
-                            if bias is not None:
-                                c += bias[start:stop]
-                        parameters = _columns(rows, group)
-                        g = similarity.negative(c, parameters) * (scale * LOG2E)
+                            left = x[group.rows] * by_row[group.rows, None]
+                            _cosines(left, wb, bias, inverse_w, slice(start, stop), out=block)
+                        negative = similarity.negative(block, _of(group, rows))
+                        g = negative * (scale * LOG2E)
                         g.sub_(others[group.rows, None]).exp2_().mul_(grad_others[group.rows, None])
-                        if smooth is not None:
-                            g.addcmul_(grad_total[group.rows, None], smooth[start:stop])
-                        g *= similarity.negative_slope(c, parameters)
+                        if shares is not None:
+                            g.addcmul_(grad_total[group.rows, None], shares[start:stop])
+                        _times_slope(g, negative, block, similarity, _of(group, rows))
                         if inverse_w is not None:
                             g *= inverse_w[start:stop]
                     place = group.places[number]
-                    columns = stop - start
-                    g.view(-1)[place] = grad_own[group.rows][place // columns]
+                    g.view(-1)[place] = grad_own[group.rows][place // (stop - start)]
                     if grad_x is not None:
                         products.multiply(g, wb, out=grad_x[group.rows], add=True)
                     if grad_w is not None:
@@ -246,9 +164,88 @@ class _Rows(torch.autograd.Function):
 
         if grad_x is not None and similarity.normalized == "both":
             _project(grad_x, x, inverse_x)
-        if grad_x is not None and upstream[1] is not None:
+        if grad_x is not None and grad_norm is not None:
             grad_x.addcmul_(x, (grad_norm * inverse_x)[:, None])
         return grad_x, grad_w, grad_bias, None, None, None, None
+
+
+class _Swept(NamedTuple):
+    """What a sweep over the blocks leaves: ``others`` in powers of 2, ``total``, and what the backward pass needs.
+
+    ``tops`` are the largest logits of each block's rows, which the exponentials kept are relative to: (blocks, N).
+    """
+
+    others: Tensor
+    total: Tensor | None
+    tops: Tensor
+    inverse_w: Tensor | None
+    grad_w: Tensor | None
+    edges: list[int]
+    groups: list["_Group"]
+
+
+def _sweep(ctx: Any, left: Tensor, w: Tensor, bias: Tensor | None, index: Tensor, shares: Tensor | None) -> _Swept:
+    similarity, scale, rows = ctx.similarity, ctx.scale, ctx.parts.constants()
+    (num_rows, size), num_classes = left.shape, len(w)
+    inverse_w = None if similarity.normalized == "none" else w.new_empty(num_classes)
+    grad_w = _empty(w) if ctx.needs_input_grad[1] else None
+    edges = _edges(num_rows, size, num_classes)
+    groups = _groups(left, w, grad_w, index, edges, keep=any(ctx.needs_input_grad))
+    tops, sums = left.new_empty(2, len(edges) - 1, num_rows)
+    total = None if shares is None else left.new_zeros(num_rows)
+
+    with products.best(left.numel() * num_classes):
+        for number, (start, stop) in enumerate(pairwise(edges)):
+            wb = w[start:stop]
+            if inverse_w is not None:
+                torch.reciprocal(rowwise.lengths(wb)[1], out=inverse_w[start:stop])
+            for group in groups:
+                c = group.block(start, stop, left)
+                _cosines(left[group.rows], wb, bias, inverse_w, slice(start, stop), out=c)
+                negative = similarity.negative(c, _of(group, rows))
+                place = group.places[number]
+                if total is not None and shares is not None:
+                    shared = negative * (shares[start:stop] * scale)
+                    total[group.rows] += shared.view(-1).index_fill_(0, place, 0).view_as(c).sum(1)
+                z = negative * (scale * LOG2E)
+                z.view(-1).index_fill_(0, place, -math.inf)
+                top = z.amax(1).clamp_(min=torch.finfo(z.dtype).min)
+                z.sub_(top[:, None]).exp2_()
+                tops[number, group.rows] = top
+                sums[number, group.rows] = z.sum(1)
+                if group.room is not None and shares is None:
+                    _times_slope(z, negative, c, similarity, _of(group, rows))
+                    torch.mul(z, 1 if inverse_w is None else inverse_w[start:stop], out=c)
+
+    top = tops.amax(0)
+    others = top + (sums * (tops - top).exp2_()).sum(0).log2_()
+    return _Swept(others, total, tops, inverse_w, grad_w, edges, groups)
+
+
+def _left(x: Tensor, similarity: Similarity) -> tuple[Tensor, Tensor]:
+    """The embeddings' lengths, (N,), and what is multiplied with the class weights, (N, D)."""
+    norm, length = rowwise.lengths(x)
+    return norm, x / length[:, None] if similarity.normalized == "both" else x
+
+
+def _cosines(
+    left: Tensor, wb: Tensor, bias: Tensor | None, inverse_w: Tensor | None, classes: slice, out: Tensor
+) -> None:
+    products.multiply(left, wb.T, out=out)
+    if inverse_w is not None:
+        out *= inverse_w[classes]
+    if bias is not None:
+        out += bias[classes]
+
+
+def _times_slope(g: Tensor, negative: Tensor, c: Tensor, similarity: Similarity, rows: Rows) -> None:
+    if negative is not c:  # else N = c, whose slope is 1
+        g *= similarity.negative_slope(c, rows)
+
+
+def _of(group: "_Group", rows: Rows) -> Rows:
+    """The row parameters of a group, to broadcast against its blocks."""
+    return tuple(row[group.rows, None] if isinstance(row, Tensor) and row.ndim else row for row in rows)
 
 
 class _Group(NamedTuple):
@@ -313,16 +310,6 @@ def _places(index: Tensor, edges: list[int]) -> list[Tensor]:
     ]
 
 
-def _columns(rows: Rows, group: _Group) -> Rows:
-    return tuple(row[group.rows, None] if isinstance(row, Tensor) else row for row in rows)
-
-
-def _length(vectors: Tensor) -> Tensor:
-    """Infinite for a vector too short to have a direction, so that what it divides is zero."""
-    length: Tensor = torch.linalg.vector_norm(vectors, dim=1)
-    return length.masked_fill_(length <= eager.SHORTEST, math.inf)
-
-
 def _project(gradient: Tensor, vectors: Tensor, inverse: Tensor) -> None:
     """From the gradient in directions, divided by the vectors' lengths, to that in the vectors; in place."""
     along = (gradient * vectors).sum(1).mul_(inverse.square())
@@ -340,45 +327,10 @@ def _empty(like: Tensor) -> Tensor:
     return empty
 
 
-def _once_more(ctx: Any, upstream: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    """A second backward pass, which finds no blocks; or one whose result is differentiated again, by plain PyTorch."""
-    create_graph = torch.is_grad_enabled()
-    *inputs, index, smooth = ctx.saved_tensors
-    needed = ctx.needs_input_grad[:3]
-    if not create_graph:
-        inputs = [
-            value.detach().requires_grad_() if need else value for value, need in zip(inputs, needed, strict=True)
-        ]
-    with torch.enable_grad(), torch.autocast(index.device.type, enabled=False):
-        run: Any = _eager_rows if create_graph else _Rows.apply
-        outputs = run(*inputs, index, ctx.similarity, ctx.scale, smooth)
-        pairs = [(output, grad) for output, grad in zip(outputs, upstream, strict=True) if grad is not None]
-        gradients = iter(
-            torch.autograd.grad(
-                [output for output, _ in pairs],
-                [value for value, need in zip(inputs, needed, strict=True) if need],
-                [grad for _, grad in pairs],
-                create_graph=create_graph,
-                allow_unused=True,
-            )
-        )
-    return *(next(gradients) if need else None for need in needed), None, None, None, None
-
-
-def _eager_rows(
-    x: Tensor,
-    w: Tensor,
-    bias: Tensor | None,
-    index: Tensor,
-    similarity: Similarity,
-    scale: float,
-    smooth: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    left, right, norm = eager.sides(x, w, similarity)
-    c = F.linear(left, right, bias)
-    column = index[:, None]
-    own = c.gather(1, column).squeeze(1)
-    rows = similarity.rows(own.detach(), norm.detach(), index)
-    z = scale * similarity.negative(c, eager.columns(rows))
+def _rows_eagerly(
+    ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, index: Tensor, shares: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    positive, negative = rowwise.eagerly(x, w, bias, index, ctx.similarity, ctx.parts)
+    z, column = ctx.scale * negative, index[:, None]
     others = z.scatter(1, column, torch.finfo(z.dtype).min).logsumexp(1)
-    return own, norm, others, None if smooth is None else (z * smooth).scatter(1, column, 0).sum(1)
+    return positive, others, None if shares is None else (z * shares).scatter(1, column, 0).sum(1)
