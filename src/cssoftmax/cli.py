@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,12 +12,13 @@ from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec
 
+import torch
 import typer
 from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from cssoftmax import __version__, comparison, jobs, processor, report, training
+from cssoftmax import __version__, bench, comparison, jobs, processor, report, training
 from cssoftmax.data import Dataset
 from cssoftmax.losses import LOSSES
 from cssoftmax.networks import NETWORKS
@@ -76,6 +78,19 @@ Examples:
   cssoftmax compare digits
   cssoftmax compare cifar10 --losses cs-softmax,softmax,cosface,arcface --seeds 5 --tune 8 --jobs 2
   cssoftmax compare cifar100 --protocol verification --epochs 15 --output runs/verify
+"""
+
+BENCH_HELP = """Time and peak memory of a loss's forward and backward pass, beside plain softmax and other libraries.
+
+Heads take turns; times are medians. "of matmul rate" is the share that the three products would have of a head's time,
+at the fastest rate measured in the same run. Memory is what a step needs at most beyond embeddings, class weights and
+their gradients.
+
+\b
+Examples:
+  cssoftmax bench head
+  cssoftmax bench head --classes 1000 --classes 100000 --repeats 5 --output bench/two
+  cssoftmax bench head --classes 10 --batch-size 128 --embedding-size 64 --head "Linear + CE" --head CS-Softmax
 """
 
 app = typer.Typer(
@@ -392,6 +407,49 @@ def compare(
     out.print(f"report: {path}", markup=False)
 
 
+bench_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(bench_app, name="bench", help="Measure time and memory.")
+
+
+@bench_app.command("head", help=BENCH_HELP)
+@explained
+def bench_head(
+    classes: Annotated[list[int] | None, typer.Option(help="Classes C; may be given several times.", min=1)] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows N [512; 256 from 100,000 classes].", min=1)] = None,
+    embedding_size: Annotated[int | None, typer.Option(help="D [512; 128 from 1,000,000 classes].", min=1)] = None,
+    head: Annotated[list[str] | None, typer.Option(help="A head, as the table calls it; by default all.")] = None,
+    repeats: Annotated[int | None, typer.Option(help="Turns [as many as 10 s hold, at least 3].", min=1)] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda [cuda, if there is one].")] = None,
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of embeddings and class weights.")] = "float32",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for head.json, head.md and head.png.")] = Path(
+        "bench"
+    ),
+    quiet: Quiet = False,
+) -> None:
+    shapes = [
+        bench.Shape(
+            batch_size or (512 if number < 100_000 else 256),
+            embedding_size or (512 if number < 1_000_000 else 128),
+            number,
+        )
+        for number in classes or (10, 100, 1000, 10_000, 100_000, 1_000_000)
+    ]
+    with _Display(quiet) as display:
+        found = bench.head(
+            shapes,
+            output,
+            names=head or (),
+            repeats=repeats,
+            device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            dtype=getattr(torch, dtype),
+            command=shlex.join(["cssoftmax", *sys.argv[1:]]),
+            watch=display.work,
+        )
+    for line in _aligned(list(bench.table(found))):
+        out.print(line, markup=False)
+    out.print(f"report: {output / 'head.md'}", markup=False)
+
+
 def _given(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
@@ -452,6 +510,10 @@ class _Display:
             self.bar.update(self.task, description=name)
         else:
             self.bar.reset(self.task, description=name, total=None, detail="")
+        self.bar.start()
+
+    def work(self, done: int, total: int, text: str) -> None:
+        self.bar.update(self.task, total=total, completed=done, detail=text)
         self.bar.start()
 
     def step(self, progress: training.Progress) -> None:

@@ -36,7 +36,8 @@ class Similarity(Protocol):
     """The interface every similarity has; see the module's documentation.
 
     ``normalized`` says whose length is divided out of the inner products: that of "both" sides (c are cosines), of the
-    class "weights" only, or of "none" (the plain softmax, which adds a bias).
+    class "weights" only, or of "none" (the plain softmax, which adds a bias). A similarity whose N and slope share work
+    may also have ``negative_and_slope(c, rows)``, the two as a pair, with None for a slope that is 1 throughout.
     """
 
     @property
@@ -83,6 +84,15 @@ class CSSoftmax:
         gap = c + r
         return self._update(gap) + self._update_slope(gap) * (c - r)
 
+    def negative_and_slope(self, c: Tensor, rows: Rows) -> tuple[Tensor, Tensor | None]:
+        (r,) = rows
+        gap, similarity = c + r, c - r
+        if self.weight_update == 0:
+            return similarity, None
+        update = self._update(gap)
+        slope = update if self.detach_update else update + self._update_slope(gap) * similarity
+        return update * similarity, slope
+
     def _times_update(self, gap: Tensor, similarity: Tensor) -> Tensor:
         if self.weight_update == 0:
             return similarity
@@ -95,7 +105,8 @@ class CSSoftmax:
         if u == 1:
             return gap.clamp(min=0)
         if not gap.requires_grad:
-            return gap.clamp(min=0).pow(u)
+            # A root of a root costs a third of what pow does.
+            return gap.clamp(min=0).sqrt().sqrt() if u == 0.25 else gap.clamp(min=0).pow(u)
         # The slope u * gap ** (u - 1) has no bound as gap falls to 0.
         return torch.where(gap > EDGE, gap.clamp(min=EDGE).pow(u), gap.detach().clamp(min=0).pow(u))
 

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from cssoftmax.engine import eager, products, rowwise
 from cssoftmax.similarity import Rows, Similarity
 
-# Numbers at work at once, a block of products and its class weights: 8 MiB in float32.
-BLOCK = 2**21
+# Numbers at work at once, a block of products and its class weights: 4 MiB in float32.
+BLOCK = 2**20
 # Bytes for blocks that find no room in the gradient of the class weights; rows beyond are multiplied a second time.
 SPARE = 32 * 2**20
 # Most rows multiplied at once.
@@ -143,16 +143,17 @@ class _Rows(torch.autograd.Function):
                         if group.room is None:
                             left = x[group.rows] * by_row[group.rows, None]
                             _cosines(left, wb, bias, inverse_w, slice(start, stop), out=block)
-                        negative = similarity.negative(block, _of(group, rows))
+                        negative, slope = rowwise.negative_and_slope(similarity, block, _of(group, rows))
                         g = negative * (scale * LOG2E)
                         g.sub_(others[group.rows, None]).exp2_().mul_(grad_others[group.rows, None])
                         if shares is not None:
                             g.addcmul_(grad_total[group.rows, None], shares[start:stop])
-                        _times_slope(g, negative, block, similarity, _of(group, rows))
+                        if slope is not None:
+                            g *= slope
                         if inverse_w is not None:
                             g *= inverse_w[start:stop]
                     place = group.places[number]
-                    g.view(-1)[place] = grad_own[group.rows][place // (stop - start)]
+                    g.view(-1).scatter_(0, place, grad_own[group.rows][place // (stop - start)])
                     if grad_x is not None:
                         products.multiply(g, wb, out=grad_x[group.rows], add=True)
                     if grad_w is not None:
@@ -202,19 +203,21 @@ def _sweep(ctx: Any, left: Tensor, w: Tensor, bias: Tensor | None, index: Tensor
             for group in groups:
                 c = group.block(start, stop, left)
                 _cosines(left[group.rows], wb, bias, inverse_w, slice(start, stop), out=c)
-                negative = similarity.negative(c, _of(group, rows))
+                negative, slope = rowwise.negative_and_slope(similarity, c, _of(group, rows))
                 place = group.places[number]
                 if total is not None and shares is not None:
                     shared = negative * (shares[start:stop] * scale)
                     total[group.rows] += shared.view(-1).index_fill_(0, place, 0).view_as(c).sum(1)
-                z = negative * (scale * LOG2E)
+                # N is not needed again, unless it is c itself and c is kept.
+                z = negative if negative is not c or shares is None else negative.clone()
                 z.view(-1).index_fill_(0, place, -math.inf)
-                top = z.amax(1).clamp_(min=torch.finfo(z.dtype).min)
-                z.sub_(top[:, None]).exp2_()
+                top = z.amax(1).mul_(scale * LOG2E).clamp_(min=torch.finfo(z.dtype).min)
+                torch.add(-top[:, None], z, alpha=scale * LOG2E, out=z).exp2_()
                 tops[number, group.rows] = top
                 sums[number, group.rows] = z.sum(1)
                 if group.room is not None and shares is None:
-                    _times_slope(z, negative, c, similarity, _of(group, rows))
+                    if slope is not None:
+                        z *= slope
                     torch.mul(z, 1 if inverse_w is None else inverse_w[start:stop], out=c)
 
     top = tops.amax(0)
@@ -236,11 +239,6 @@ def _cosines(
         out *= inverse_w[classes]
     if bias is not None:
         out += bias[classes]
-
-
-def _times_slope(g: Tensor, negative: Tensor, c: Tensor, similarity: Similarity, rows: Rows) -> None:
-    if negative is not c:  # else N = c, whose slope is 1
-        g *= similarity.negative_slope(c, rows)
 
 
 def _of(group: "_Group", rows: Rows) -> Rows:
@@ -312,7 +310,7 @@ def _places(index: Tensor, edges: list[int]) -> list[Tensor]:
 
 def _project(gradient: Tensor, vectors: Tensor, inverse: Tensor) -> None:
     """From the gradient in directions, divided by the vectors' lengths, to that in the vectors; in place."""
-    along = (gradient * vectors).sum(1).mul_(inverse.square())
+    along = torch.linalg.vecdot(gradient, vectors).mul_(inverse.square())
     gradient.addcmul_(vectors, along[:, None], value=-1)
 
 

@@ -75,7 +75,7 @@ class _Rows(torch.autograd.Function):
             inverse_w = length_w.reciprocal_()
             c *= inverse_w[:, None]
         parts = rowwise.own_class(own, norm, index, similarity, differentiable)
-        negative = similarity.negative(c, parts.constants())
+        negative, slope = rowwise.negative_and_slope(similarity, c, parts.constants())
         logits = negative * scale
         logits.scatter_(0, column, (parts.positive.detach() * scale)[None])
         log_p = torch.log_softmax(logits, 0)
@@ -84,7 +84,7 @@ class _Rows(torch.autograd.Function):
         if differentiable:
             ctx.save_for_backward(x, w, bias, index, shares)
             ctx.set_materialize_grads(False)
-            ctx.kept = c, negative is c, log_p.exp_(), parts, inverse_x, inverse_w
+            ctx.kept = c, slope, log_p.exp_(), parts, inverse_x, inverse_w
             ctx.similarity, ctx.scale = similarity, scale
         return nll, smooth
 
@@ -93,7 +93,7 @@ class _Rows(torch.autograd.Function):
         if torch.is_grad_enabled():
             return rowwise.differentiably(ctx, _rows_eagerly, (grad_nll, grad_smooth))
         x, w, _, index, shares = ctx.saved_tensors
-        c, slope_is_one, p, parts, inverse_x, inverse_w = ctx.kept
+        c, slope, p, parts, inverse_x, inverse_w = ctx.kept
         needs_x, needs_w, needs_bias = ctx.needs_input_grad[:3]
         sphere = ctx.similarity.normalized == "both"
         column = index[None]
@@ -107,8 +107,8 @@ class _Rows(torch.autograd.Function):
         if grad_smooth is not None:
             g.addcmul_(shares[:, None], grad_smooth, value=-1)
         grad_own, grad_norm = parts.gradients(g.gather(0, column).squeeze(0).sub_(grad_nll))
-        if not slope_is_one:
-            g *= ctx.similarity.negative_slope(c, parts.constants())
+        if slope is not None:
+            g *= slope
         g.scatter_(0, column, grad_own[None])
         along = None
         if inverse_w is not None:

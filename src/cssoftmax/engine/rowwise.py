@@ -129,6 +129,15 @@ def differentiably(
     return tuple(next(found) if need else None for need in needed)
 
 
+def negative_and_slope(similarity: Similarity, c: Tensor, rows: Rows) -> tuple[Tensor, Tensor | None]:
+    """N and its slope; None for the slope 1, where N is c itself."""
+    if hasattr(similarity, "negative_and_slope"):
+        pair: tuple[Tensor, Tensor | None] = similarity.negative_and_slope(c, rows)
+        return pair
+    negative = similarity.negative(c, rows)
+    return negative, None if negative is c else similarity.negative_slope(c, rows)
+
+
 def eagerly(
     x: Tensor, w: Tensor, bias: Tensor | None, index: Tensor, similarity: Similarity, own: Own
 ) -> tuple[Tensor, Tensor]:
