@@ -101,7 +101,7 @@ class _Rows(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         swept = _sweep(ctx, left, w, bias, index, shares)
         ctx.swept = swept if any(ctx.needs_input_grad) else None
-        return ctx.parts.positive.detach(), swept.others / LOG2E, swept.total
+        return ctx.parts.positive.detach(), swept.others, swept.total
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -114,10 +114,9 @@ class _Rows(torch.autograd.Function):
         swept = ctx.swept or _sweep(ctx, _left(x, similarity)[1], w, bias, index, shares)
         ctx.swept = None
         inverse_w, edges, groups, grad_w = swept.inverse_w, swept.edges, swept.groups, swept.grad_w
-        others = swept.others.clamp_(min=torch.finfo(x.dtype).min)  # -inf if there is a single class
         inverse_x = rowwise.lengths(x)[1].reciprocal_()
 
-        zeros = torch.zeros_like(others)
+        zeros = torch.zeros_like(inverse_x)
         grad_positive, grad_others, grad_total = (zeros if grad is None else grad for grad in upstream)
         grad_own, grad_norm = ctx.parts.gradients(grad_positive)
         # An embedding's length divides its row of the blocks, which serves both gradients.
@@ -125,8 +124,8 @@ class _Rows(torch.autograd.Function):
         grad_own = grad_own * by_row
         if inverse_w is not None:
             grad_own *= inverse_w[index]
-        grad_others, grad_total = grad_others * by_row * scale, grad_total * by_row * scale
-        factors = (swept.tops - others).exp2_() * grad_others
+        grad_others, grad_total = grad_others * by_row * scale / swept.sums, grad_total * by_row * scale
+        factors = (swept.tops - swept.top).exp2_() * grad_others
         grad_x = torch.zeros_like(x) if needs_x else None
         grad_bias = torch.zeros_like(bias) if needs_bias else None
         if grad_w is not None and not groups:
@@ -144,8 +143,8 @@ class _Rows(torch.autograd.Function):
                             left = x[group.rows] * by_row[group.rows, None]
                             _cosines(left, wb, bias, inverse_w, slice(start, stop), out=block)
                         negative, slope = rowwise.negative_and_slope(similarity, block, _of(group, rows))
-                        g = negative * (scale * LOG2E)
-                        g.sub_(others[group.rows, None]).exp2_().mul_(grad_others[group.rows, None])
+                        g = torch.add(-swept.top[group.rows, None], negative, alpha=scale * LOG2E)
+                        g.exp2_().mul_(grad_others[group.rows, None])
                         if shares is not None:
                             g.addcmul_(grad_total[group.rows, None], shares[start:stop])
                         if slope is not None:
@@ -162,23 +161,25 @@ class _Rows(torch.autograd.Function):
                         grad_bias[start:stop] += g.sum(0)
                 if grad_w is not None and inverse_w is not None:
                     _project(grad_w[start:stop], wb, inverse_w[start:stop])
-
-        if grad_x is not None and similarity.normalized == "both":
-            _project(grad_x, x, inverse_x)
+            if grad_x is not None and similarity.normalized == "both":
+                _project(grad_x, x, inverse_x)
         if grad_x is not None and grad_norm is not None:
             grad_x.addcmul_(x, (grad_norm * inverse_x)[:, None])
         return grad_x, grad_w, grad_bias, None, None, None, None
 
 
 class _Swept(NamedTuple):
-    """What a sweep over the blocks leaves: ``others`` in powers of 2, ``total``, and what the backward pass needs.
+    """What a sweep over the blocks finds, and what the backward pass goes on from.
 
-    ``tops`` are the largest logits of each block's rows, which the exponentials kept are relative to: (blocks, N).
+    ``others`` and ``total`` are as in ``_Rows``. Exponentials are relative to the largest logits: those kept to the rows'
+    ``tops`` in their block, (blocks, N); ``sums``, (N,), to those in all, ``top``. Logits are in powers of 2.
     """
 
     others: Tensor
     total: Tensor | None
     tops: Tensor
+    top: Tensor
+    sums: Tensor
     inverse_w: Tensor | None
     grad_w: Tensor | None
     edges: list[int]
@@ -221,8 +222,10 @@ def _sweep(ctx: Any, left: Tensor, w: Tensor, bias: Tensor | None, index: Tensor
                     torch.mul(z, 1 if inverse_w is None else inverse_w[start:stop], out=c)
 
     top = tops.amax(0)
-    others = top + (sums * (tops - top).exp2_()).sum(0).log2_()
-    return _Swept(others, total, tops, inverse_w, grad_w, edges, groups)
+    sums = (sums * (tops - top).exp2_()).sum(0)
+    others = (top + sums.log2()) / LOG2E
+    sums.clamp_(min=torch.finfo(sums.dtype).tiny)  # 0 if there is a single class
+    return _Swept(others, total, tops, top, sums, inverse_w, grad_w, edges, groups)
 
 
 def _left(x: Tensor, similarity: Similarity) -> tuple[Tensor, Tensor]:

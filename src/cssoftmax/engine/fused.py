@@ -89,7 +89,7 @@ class _Rows(torch.autograd.Function):
         return nll, smooth
 
     @staticmethod
-    def backward(ctx: Any, grad_nll: Tensor, grad_smooth: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_nll: Tensor | None, grad_smooth: Tensor | None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             return rowwise.differentiably(ctx, _rows_eagerly, (grad_nll, grad_smooth))
         x, w, _, index, shares = ctx.saved_tensors
@@ -98,7 +98,7 @@ class _Rows(torch.autograd.Function):
         sphere = ctx.similarity.normalized == "both"
         column = index[None]
 
-        grad_nll = grad_nll * ctx.scale
+        grad_nll = torch.zeros_like(inverse_x) if grad_nll is None else grad_nll * ctx.scale
         mass = grad_nll
         if grad_smooth is not None:
             grad_smooth = grad_smooth * ctx.scale

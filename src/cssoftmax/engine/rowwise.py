@@ -114,6 +114,8 @@ def differentiably(
     ``function`` gives the operator's outputs from its context and saved tensors in plain PyTorch.
     """
     needed = ctx.needs_input_grad
+    if all(grad is None for grad in upstream):
+        return (None,) * len(needed)
     with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
         outputs = function(ctx, *ctx.saved_tensors)
         pairs = [(a, b) for a, b in zip(outputs, upstream, strict=True) if a is not None and b is not None]
