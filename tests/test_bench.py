@@ -22,7 +22,7 @@ def test_heads_are_measured_and_written_down(tmp_path):
         (head, classes) for classes in (5, 7) for head in ("Linear + CE", "CS-Softmax")
     ]
     assert all(row["seconds"] > 0 and row["turns"] == 2 for row in rows)
-    assert found["versions"]["torch"] == torch.__version__ and "threads" in found["processor"]
+    assert found["versions"]["torch"] == torch.__version__ and "thread" in found["processor"]
     assert "| CS-Softmax |" in (tmp_path / "head.md").read_text()
     assert (tmp_path / "head.png").read_bytes().startswith(b"\x89PNG")
 

@@ -171,8 +171,8 @@ class _Rows(torch.autograd.Function):
 class _Swept(NamedTuple):
     """What a sweep over the blocks finds, and what the backward pass goes on from.
 
-    ``others`` and ``total`` are as in ``_Rows``. Exponentials are relative to the largest logits: those kept to the rows'
-    ``tops`` in their block, (blocks, N); ``sums``, (N,), to those in all, ``top``. Logits are in powers of 2.
+    ``others`` and ``total`` are as in ``_Rows``. Exponentials are relative to the largest logits: those kept, to the
+    rows' in their block, ``tops`` (blocks, N); ``sums``, (N,), to those in all, ``top``. Logits are in powers of 2.
     """
 
     others: Tensor
