@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from cssoftmax.data.sources import Kind
@@ -79,9 +79,10 @@ def read_cache(path: Path) -> Samples | None:
     if not path.exists():
         return None
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        # Opened once: safetensors opens a path twice, and another writer may rename its file there in between.
+        content = path.read_bytes()
+        tensors = load(content)
+        metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
         header = json.loads(metadata["header"])
         if _layout(tensors) != header["tensors"] or str(_checksum(metadata["header"], tensors)) != metadata["checksum"]:
             raise ValueError("checksum differs")
