@@ -11,7 +11,8 @@ import time
 import pytest
 from rich.console import Console
 
-from cssoftmax import __version__, cli, processor
+from cssoftmax import __version__, cli, jobs, processor
+from cssoftmax.cli import console
 
 TINY = ["--epochs", "2", "--width", "2", "--embedding-size", "8", "--batch-size", "8"]
 
@@ -79,7 +80,7 @@ def test_train_evaluate_and_report_print_the_measures_a_line_each(command, make_
 
 def test_a_terminal_sees_a_bar_with_the_time_left(command, make_photos, monkeypatch):
     screen = io.StringIO()
-    monkeypatch.setattr(cli, "err", Console(file=screen, force_terminal=True, width=120, highlight=False))
+    monkeypatch.setattr(console, "err", Console(file=screen, force_terminal=True, width=120, highlight=False))
     code, _, _ = command("train", make_photos(), *TINY)
     assert code == 0
     for words in ("training", "/4 steps", "left", "epoch 2/2", "measuring", "drawing the report"):
@@ -208,7 +209,7 @@ def test_memory_that_runs_out_is_one_line_and_a_fault_of_ours_is_not(command, mo
         def train(*args, **kwargs):
             raise RuntimeError(text)
 
-        monkeypatch.setattr(cli.jobs, "train", train)
+        monkeypatch.setattr(jobs, "train", train)
 
     fail("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
     code, _, err = command("train")

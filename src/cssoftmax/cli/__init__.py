@@ -1,0 +1,63 @@
+"""The commands; flags in, one call out."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from cssoftmax import __version__
+from cssoftmax.cli import bench, compare, console, train
+
+HELP = """Train, evaluate and explain embedding networks with CS-Softmax and its relatives.
+
+\b
+Examples:
+  cssoftmax train
+  cssoftmax train photos/ --loss softmax --output runs/softmax
+  cssoftmax evaluate runs/softmax
+  cssoftmax report runs/softmax runs/digits-cs-softmax-0
+
+`cssoftmax train --help` says what can be trained on, and how.
+"""
+app = typer.Typer(
+    name="cssoftmax",
+    help=HELP,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def top(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        console.out.print(__version__)
+    elif context.invoked_subcommand is None:
+        console.out.print(context.get_help(), markup=False)
+
+
+app.command("train", help=train.TRAIN_HELP)(train.train)
+app.command("evaluate")(train.evaluate)
+app.command("report")(train.report)
+app.command("compare", help=compare.COMPARE_HELP)(compare.compare)
+
+bench_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(bench_app, name="bench", help="Measure time and memory.")
+bench_app.command("head", help=bench.HEAD_HELP)(bench.head)
+
+
+def main() -> None:
+    """The ``cssoftmax`` command."""
+    try:
+        code = app(prog_name="cssoftmax", standalone_mode=False)
+    except typer.TyperException as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "cssoftmax"
+        text = " ".join(error.format_message().split()).rstrip(".")
+        console.err.print(f"error: {text}; see `{command} --help`", markup=False)
+        sys.exit(error.exit_code)
+    sys.exit(code or 0)

@@ -1,0 +1,79 @@
+"""What all commands share: how they speak, and how they say that something went wrong."""
+
+import inspect
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec
+
+import typer
+from rich.cells import cell_len
+from rich.console import Console
+
+from cssoftmax import processor, training
+
+P = ParamSpec("P")
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+Source = Annotated[str, typer.Argument(metavar="SOURCE", show_default=True)]
+DataRoot = Annotated[
+    Path | None, typer.Option("--data-root", envvar="CSSOFTMAX_DATA", help="Folder that holds the named data sets.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
+
+
+def explained(command: Callable[P, None]) -> Callable[P, None]:
+    """A user's mistake becomes one line and exit code 1, an interruption code 130."""
+
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except training.Interrupted as stop:
+            err.print(f"interrupted: {stop}", markup=False)
+            raise typer.Exit(130) from None
+        except KeyboardInterrupt:
+            err.print("interrupted", markup=False)
+            raise typer.Exit(130) from None
+        except (ValueError, RuntimeError, OSError, ImportError, MemoryError) as error:
+            if os.environ.get("CSSOFTMAX_TRACEBACK") or isinstance(error, typer.Exit):
+                raise
+            err.print(f"error: {_explanation(error, inspect.signature(command).parameters)}", markup=False)
+            raise typer.Exit(1) from None
+
+    return run
+
+
+def _explanation(error: Exception, options: Iterable[str]) -> str:
+    """One line; where the error begins with a setting's name, that of the option that sets it."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in text):
+        return f"not enough memory ({text or 'MemoryError'}); lower --batch-size, --width or --image-size"
+    if isinstance(error, RuntimeError) and not isinstance(error, training.TrainingError):
+        raise error
+    name = re.match(r"\w+(?=: )", text)
+    return f"--{text.replace('_', '-', name[0].count('_'))}" if name and name[0] in options else text
+
+
+def aligned(table: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A line a row, however wide: the first column flush left, the others flush right."""
+    widths = [max(cell_len(cell) for cell in column) for column in zip(*table, strict=True)]
+    for row in table:
+        first, *rest = (" " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
+        yield "  ".join([row[0] + first, *(pad + cell for pad, cell in zip(rest, row[1:], strict=True))])
+
+
+def given(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def warn_of_slow_precision(amp: str) -> None:
+    if amp == "bf16" and (slowdown := processor.bfloat16_slowdown()) > 1.5:
+        err.print(
+            "warning: --amp bf16: this processor only emulates bfloat16; its matrix products take "
+            f"{slowdown:.0f} times as long as in float32. Leave --amp out unless a GPU is used.",
+            markup=False,
+        )
