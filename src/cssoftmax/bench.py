@@ -73,6 +73,8 @@ def heads(device: str) -> dict[str, Head]:
         if engine != "triton" or (triton.INSTALLED and device.startswith("cuda")):
             found[f"CS-Softmax, {engine}"] = _ours(CSSoftmaxLoss, implementation=engine)
     found["CS-Softmax"] = _ours(CSSoftmaxLoss)
+    found["CS-Softmax, bf16 products"] = _ours(CSSoftmaxLoss, precision="bf16")
+    found["torch.compile(CS-Softmax)"] = _compiled_ours
     found["CosFace"] = _ours(CosFaceLoss)
     found["Softmax"] = _ours(SoftmaxLoss)
     return found
@@ -93,6 +95,11 @@ def _compiled(x: Tensor, w: nn.Parameter, y: Tensor) -> Callable[[], Tensor]:
     bias = nn.Parameter(w.new_zeros(len(w)))
     function = torch.compile(lambda x, w, bias, y: F.cross_entropy(F.linear(x, w, bias), y), dynamic=False)
     return lambda: function(x, w, bias, y)
+
+
+def _compiled_ours(x: Tensor, w: nn.Parameter, y: Tensor) -> Callable[[], Tensor]:
+    step = torch.compile(_ours(CSSoftmaxLoss)(x, w, y), dynamic=False)
+    return lambda: step()
 
 
 def _metric_learning(name: str) -> Head:
@@ -236,7 +243,13 @@ def _fits(name: str, shape: Shape, device: str) -> bool:
     if device != "cpu" or not Path("/proc/meminfo").exists():
         return True
     copies = {"pytorch-metric-learning CosFace": 12, "pytorch-metric-learning ArcFace": 12, "CS-Softmax, eager": 12}
-    copies |= {"CS-Softmax, fused": 8, BASELINE: 4, "F.linear_cross_entropy": 4, "torch.compile(Linear + CE)": 4}
+    copies |= {
+        "CS-Softmax, fused": 8,
+        "torch.compile(CS-Softmax)": 6,
+        BASELINE: 4,
+        "F.linear_cross_entropy": 4,
+        "torch.compile(Linear + CE)": 4,
+    }
     needed = 4 * (copies.get(name, 0) * shape.rows + 3 * shape.features) * shape.classes
     lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     return needed < 0.8 * 1024 * int(lines["MemAvailable"].split()[0])

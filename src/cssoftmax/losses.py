@@ -17,7 +17,7 @@ from torch import Tensor, distributed, nn
 
 from cssoftmax import functional
 from cssoftmax.engine import IMPLEMENTATIONS
-from cssoftmax.functional import Implementation, Reduction
+from cssoftmax.functional import Implementation, Precision, Reduction
 from cssoftmax.schedule import Schedule
 from cssoftmax.similarity import (
     AdaFace,
@@ -54,6 +54,7 @@ class Options(TypedDict, total=False):
     ignore_index: int
     label_smoothing: float
     implementation: Implementation
+    precision: Precision
     device: torch.device | str | None
     dtype: torch.dtype | None
 
@@ -72,7 +73,7 @@ class SimilarityLoss(nn.Module):
             :func:`~cssoftmax.similarity.default_scale`, for the margin at its schedule's end.
         reduction, ignore_index, label_smoothing: as in ``nn.CrossEntropyLoss``.
         weight: rescaling of each class's loss, (C,), as in ``nn.CrossEntropyLoss``. Not the class weights.
-        implementation: "auto", or "eager" for plain PyTorch operations.
+        implementation, precision: as in :func:`cssoftmax.functional.cs_softmax_loss`; "auto" and "float32" suit most.
         sub_centers: K class weights for each class, whose cosine is the largest of the K.
         device, dtype: of the class weights.
 
@@ -107,6 +108,7 @@ class SimilarityLoss(nn.Module):
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
         implementation: Implementation = "auto",
+        precision: Precision = "float32",
         sub_centers: int = 1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -128,7 +130,9 @@ class SimilarityLoss(nn.Module):
         self.reduction: Reduction = reduction
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
+        functional.check_choice("precision", precision, ("float32", "bf16"))
         self.implementation: Implementation = implementation
+        self.precision: Precision = precision
         self._similarity = similarity
         self._schedules: dict[str, Schedule] = {}
         # What is a tensor or moves lives here, not in the similarity, so that .to(device) and state_dict take it along.
@@ -202,6 +206,7 @@ class SimilarityLoss(nn.Module):
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
             implementation=self.implementation,
+            precision=self.precision,
             sub_centers=self.sub_centers,
         )
         if self.training and self._schedules:
@@ -281,7 +286,8 @@ class CSSoftmaxLoss(SimilarityLoss):
             perfect embedding is given probability 0.999 (:func:`~cssoftmax.similarity.default_scale`).
         weight_update: weight update factor u in [0, 1]: how much more a pair far from its goal pulls than one near it.
         detach_update: False differentiates through the update weights (SO-Softmax at u = 1).
-        reduction, weight, ignore_index, label_smoothing, implementation, device, dtype: as in :class:`SimilarityLoss`.
+        reduction, weight, ignore_index, label_smoothing, implementation, precision, device, dtype: as in
+            :class:`SimilarityLoss`.
 
     Raises:
         TypeError, ValueError: an argument of wrong type or out of range; the message names it.
@@ -313,6 +319,7 @@ class CSSoftmaxLoss(SimilarityLoss):
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
         implementation: Implementation = "auto",
+        precision: Precision = "float32",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -327,6 +334,7 @@ class CSSoftmaxLoss(SimilarityLoss):
             ignore_index=ignore_index,
             label_smoothing=label_smoothing,
             implementation=implementation,
+            precision=precision,
             device=device,
             dtype=dtype,
         )

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cssoftmax.engine import eager, products, rowwise
+from cssoftmax.engine.rowwise import LOG2E
 from cssoftmax.similarity import Rows, Similarity
 
 # Numbers at work at once, a block of products and its class weights: 4 MiB in float32.
@@ -28,7 +29,6 @@ SPARE = 32 * 2**20
 # Most rows multiplied at once.
 ROWS = 512
 
-LOG2E = math.log2(math.e)
 # Above it, log(1 + exp(z)) is z in float64 too.
 STEEP = 40.0
 
@@ -45,8 +45,13 @@ def loss(
     ignore_index: int,
     reduction: str,
     label_smoothing: float,
+    precision: str = "float32",
 ) -> Tensor:
-    """The same as :func:`cssoftmax.engine.eager.loss`, which also takes over what does not suit this engine."""
+    """The same as :func:`cssoftmax.engine.eager.loss`, which also takes over what does not suit this engine.
+
+    With ``precision="bf16"`` the factors of the three products are rounded to bfloat16, and so are the products, which
+    are added in float32; all else stays float32.
+    """
     if not rowwise.suits(embeddings, weight, similarity, scale):
         return eager.loss(
             embeddings,
@@ -63,7 +68,9 @@ def loss(
     scale = float(scale)
     index, ignored = rowwise.columns_of(target, ignore_index)
     shares = rowwise.shares(class_weight, weight, label_smoothing)
-    positive, others, total = _Rows.apply(embeddings, weight, bias, index, similarity, scale, shares)  # type: ignore[no-untyped-call]
+    positive, others, total = _Rows.apply(  # type: ignore[no-untyped-call]
+        embeddings, weight, bias, index, similarity, scale, shares, precision
+    )
     smooth = None
     if shares is None:
         nll = F.softplus(torch.sub(others, positive, alpha=scale), threshold=STEEP)
@@ -88,6 +95,7 @@ class _Rows(torch.autograd.Function):
         similarity: Similarity,
         scale: float,
         shares: Tensor | None,
+        precision: str,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         norm, left = _left(x, similarity)
         own = (left * w[index]).sum(1)
@@ -96,6 +104,7 @@ class _Rows(torch.autograd.Function):
         if bias is not None:
             own += bias[index]
         ctx.similarity, ctx.scale = similarity, scale
+        ctx.factors = torch.bfloat16 if precision == "bf16" else x.dtype
         ctx.parts = rowwise.own_class(own, norm, index, similarity, any(ctx.needs_input_grad))
         ctx.save_for_backward(x, w, bias, index, shares)
         ctx.set_materialize_grads(False)
@@ -131,17 +140,19 @@ class _Rows(torch.autograd.Function):
         if grad_w is not None and not groups:
             grad_w.zero_()
 
+        x_factors = x.to(ctx.factors)
         with products.best(x.numel() * len(w)):
             for number, (start, stop) in enumerate(pairwise(edges)):
                 wb = w[start:stop]
+                w_factors = wb.to(ctx.factors)
                 for group in groups:
                     block = group.block(start, stop, x)
                     if group.room is not None and shares is None:
                         g = block * factors[number, group.rows, None]
                     else:
                         if group.room is None:
-                            left = x[group.rows] * by_row[group.rows, None]
-                            _cosines(left, wb, bias, inverse_w, slice(start, stop), out=block)
+                            left = (x[group.rows] * by_row[group.rows, None]).to(ctx.factors)
+                            _cosines(left, w_factors, bias, inverse_w, slice(start, stop), out=block)
                         negative, slope = rowwise.negative_and_slope(similarity, block, _of(group, rows))
                         g = torch.add(-swept.top[group.rows, None], negative, alpha=scale * LOG2E)
                         g.exp2_().mul_(grad_others[group.rows, None])
@@ -153,19 +164,21 @@ class _Rows(torch.autograd.Function):
                             g *= inverse_w[start:stop]
                     place = group.places[number]
                     g.view(-1).scatter_(0, place, grad_own[group.rows][place // (stop - start)])
-                    if grad_x is not None:
-                        products.multiply(g, wb, out=grad_x[group.rows], add=True)
-                    if grad_w is not None:
-                        products.multiply(g.T, x[group.rows], out=grad_w[start:stop], add=group is not groups[0])
                     if grad_bias is not None:
                         grad_bias[start:stop] += g.sum(0)
+                    g = g.to(ctx.factors)
+                    if grad_x is not None:
+                        products.multiply(g, w_factors, out=grad_x[group.rows], add=True)
+                    if grad_w is not None:
+                        added = group is not groups[0]
+                        products.multiply(g.T, x_factors[group.rows], out=grad_w[start:stop], add=added)
                 if grad_w is not None and inverse_w is not None:
                     _project(grad_w[start:stop], wb, inverse_w[start:stop])
             if grad_x is not None and similarity.normalized == "both":
                 _project(grad_x, x, inverse_x)
         if grad_x is not None and grad_norm is not None:
             grad_x.addcmul_(x, (grad_norm * inverse_x)[:, None])
-        return grad_x, grad_w, grad_bias, None, None, None, None
+        return grad_x, grad_w, grad_bias, None, None, None, None, None
 
 
 class _Swept(NamedTuple):
@@ -196,14 +209,16 @@ def _sweep(ctx: Any, left: Tensor, w: Tensor, bias: Tensor | None, index: Tensor
     tops, sums = left.new_empty(2, len(edges) - 1, num_rows)
     total = None if shares is None else left.new_zeros(num_rows)
 
+    left = left.to(ctx.factors)
     with products.best(left.numel() * num_classes):
         for number, (start, stop) in enumerate(pairwise(edges)):
             wb = w[start:stop]
             if inverse_w is not None:
                 torch.reciprocal(rowwise.lengths(wb)[1], out=inverse_w[start:stop])
+            factors = wb.to(ctx.factors)
             for group in groups:
-                c = group.block(start, stop, left)
-                _cosines(left[group.rows], wb, bias, inverse_w, slice(start, stop), out=c)
+                c = group.block(start, stop, w)
+                _cosines(left[group.rows], factors, bias, inverse_w, slice(start, stop), out=c)
                 negative, slope = rowwise.negative_and_slope(similarity, c, _of(group, rows))
                 place = group.places[number]
                 if total is not None and shares is not None:
@@ -235,9 +250,9 @@ def _left(x: Tensor, similarity: Similarity) -> tuple[Tensor, Tensor]:
 
 
 def _cosines(
-    left: Tensor, wb: Tensor, bias: Tensor | None, inverse_w: Tensor | None, classes: slice, out: Tensor
+    left: Tensor, right: Tensor, bias: Tensor | None, inverse_w: Tensor | None, classes: slice, out: Tensor
 ) -> None:
-    products.multiply(left, wb.T, out=out)
+    products.multiply(left, right.T, out=out)
     if inverse_w is not None:
         out *= inverse_w[classes]
     if bias is not None:

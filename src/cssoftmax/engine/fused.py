@@ -1,8 +1,8 @@
 """The loss where the (N, C) matrix is small: the equations of ``eager`` in few operators.
 
-The matrix stands as (C, N), classes below each other, so that the softmax of few classes runs over many rows at once.
-The lengths of the class weights divide it, not the vectors. The backward pass is written out: with G the gradient in
-the cosines c, the sums of G * c over columns and rows take the gradients in x and w to the sphere.
+The matrix stands as (C, N), classes below each other, so that sums over few classes run over many rows at once. The
+lengths of both sides divide it, not the vectors. The backward pass is written out: with G the gradient in the cosines
+c, the sums of G * c over columns and rows take the gradients in x and w to the sphere.
 """
 
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cssoftmax.engine import eager, products, rowwise
+from cssoftmax.engine.rowwise import LOG2E
 from cssoftmax.similarity import Similarity
 
 
@@ -64,27 +65,32 @@ class _Rows(torch.autograd.Function):
         differentiable = any(ctx.needs_input_grad)
         column = index[None]
         norm, length_x = rowwise.lengths(x)
-        left = x / length_x[:, None] if similarity.normalized == "both" else x
         with products.best(x.numel() * len(w)):
-            c = w @ left.T if bias is None else torch.addmm(bias[:, None], w, left.T)
-        own = c.gather(0, column).squeeze(0)
-        inverse_x, inverse_w = length_x.reciprocal_(), None
+            c = product = w @ x.T if bias is None else torch.addmm(bias[:, None], w, x.T)
+        own, inverse_x, inverse_w = c.gather(0, column).squeeze(0), length_x.reciprocal(), None
         if similarity.normalized != "none":
             length_w = rowwise.lengths(w)[1]
-            own /= length_w[index]
+            own /= length_w[index] * length_x if similarity.normalized == "both" else length_w[index]
             inverse_w = length_w.reciprocal_()
-            c *= inverse_w[:, None]
+            c = product * inverse_w[:, None]
+        if similarity.normalized == "both":
+            c *= inverse_x
         parts = rowwise.own_class(own, norm, index, similarity, differentiable)
         negative, slope = rowwise.negative_and_slope(similarity, c, parts.constants())
-        logits = negative * scale
-        logits.scatter_(0, column, (parts.positive.detach() * scale)[None])
-        log_p = torch.log_softmax(logits, 0)
-        nll = log_p.gather(0, column).squeeze(0).neg_()
-        smooth = None if shares is None else (log_p * shares[:, None]).sum(0).neg_()
+        z = negative.scatter_(0, column, parts.positive.detach()[None])
+        top = z.amax(0).mul_(scale * LOG2E)
+        torch.add(-top, z, alpha=scale * LOG2E, out=z)
+        at_target = z.gather(0, column).squeeze(0)
+        if shares is not None:
+            total = shares @ z
+        sums = z.exp2_().sum(0)
+        log_sum = sums.log2()
+        nll = (log_sum - at_target).div_(LOG2E)
+        smooth = None if shares is None else (shares.sum() * log_sum - total).div_(LOG2E)
         if differentiable:
             ctx.save_for_backward(x, w, bias, index, shares)
             ctx.set_materialize_grads(False)
-            ctx.kept = c, slope, log_p.exp_(), parts, inverse_x, inverse_w
+            ctx.kept = product, z, sums, slope, parts, inverse_x, inverse_w
             ctx.similarity, ctx.scale = similarity, scale
         return nll, smooth
 
@@ -93,7 +99,7 @@ class _Rows(torch.autograd.Function):
         if torch.is_grad_enabled():
             return rowwise.differentiably(ctx, _rows_eagerly, (grad_nll, grad_smooth))
         x, w, _, index, shares = ctx.saved_tensors
-        c, slope, p, parts, inverse_x, inverse_w = ctx.kept
+        product, exponentials, sums, slope, parts, inverse_x, inverse_w = ctx.kept
         needs_x, needs_w, needs_bias = ctx.needs_input_grad[:3]
         sphere = ctx.similarity.normalized == "both"
         column = index[None]
@@ -103,19 +109,19 @@ class _Rows(torch.autograd.Function):
         if grad_smooth is not None:
             grad_smooth = grad_smooth * ctx.scale
             mass = grad_nll + grad_smooth * shares.sum()
-        g = p * mass
+        g = exponentials * (mass / sums)
         if grad_smooth is not None:
             g.addcmul_(shares[:, None], grad_smooth, value=-1)
         grad_own, grad_norm = parts.gradients(g.gather(0, column).squeeze(0).sub_(grad_nll))
         if slope is not None:
             g *= slope
         g.scatter_(0, column, grad_own[None])
-        along = None
         if inverse_w is not None:
-            along = g * c
             g *= inverse_w[:, None]
         if sphere:
             g *= inverse_x
+        # To the gradient in the products, these are what G * c is to that in the cosines.
+        along = None if inverse_w is None else g * product
 
         grad_x = grad_w = None
         with products.best(x.numel() * len(w)):
@@ -138,7 +144,7 @@ class _Rows(torch.autograd.Function):
 def _rows_eagerly(
     ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, index: Tensor, shares: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    positive, negative = rowwise.eagerly(x, w, bias, index, ctx.similarity, ctx.kept[3])
+    positive, negative = rowwise.eagerly(x, w, bias, index, ctx.similarity, ctx.kept[4])
     log_p = (ctx.scale * negative.scatter(1, index[:, None], positive[:, None])).log_softmax(1)
     nll = -log_p.gather(1, index[:, None]).squeeze(1)
     return nll, None if shares is None else -(log_p * shares).sum(1)

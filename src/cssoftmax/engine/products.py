@@ -19,7 +19,7 @@ MATMUL: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
 SETTING = {"blas": "ieee", "onednn": "bf16"}
 
 # Multiply-adds below which a choice is not worth its measurement.
-SMALL = 2**22
+SMALL = 2**18
 
 
 @cache
