@@ -195,6 +195,27 @@ def test_logits_far_apart_neither_overflow_nor_vanish(engine, logit):
         torch.testing.assert_close(*(torch.autograd.grad(value, x) for value in values))
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_bfloat16_products_come_within_one_percent_of_float64(monkeypatch, smoothing):
+    monkeypatch.setattr(chunked, "BLOCK", 2**13)
+    monkeypatch.setattr(chunked, "SPARE", 2**17)
+    torch.manual_seed(0)
+    x, w, y = torch.randn(300, 64), torch.randn(999, 64), torch.randint(999, (300,))
+    values = []
+    for options in ({"implementation": "chunked", "precision": "bf16"}, {"implementation": "eager"}):
+        dtype = torch.float32 if "precision" in options else torch.float64
+        sides = [side.to(dtype).requires_grad_() for side in (x, w)]
+        value = similarity_loss(*sides, y, CSSoftmax(0.1, 0.25), scale=30.0, label_smoothing=smoothing, **options)
+        values.append((value.detach(), *torch.autograd.grad(value, sides)))
+    for share, got, exact in zip((1e-3, 1e-2, 1e-2), *values, strict=True):
+        assert 0 < (got - exact).norm() <= share * exact.norm()
+
+
+def test_a_precision_that_does_not_exist_is_named():
+    with pytest.raises(ValueError, match="precision: 'fp8' is not one of 'float32', 'bf16'"):
+        CSSoftmaxLoss(4, 3, precision="fp8")
+
+
 # Products
 
 
