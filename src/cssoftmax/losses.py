@@ -194,12 +194,25 @@ class SimilarityLoss(nn.Module):
 
     def _loss(self, embeddings: Tensor, target: Tensor, similarity: Similarity) -> Tensor:
         """The loss, after which what is scheduled moves."""
-        value = functional.similarity_loss(
+        scale = self.scale.clone() if isinstance(self.scale, Tensor) else self.scale
+        value = self._similarity_loss(embeddings, target, similarity, scale)
+        if self.training and self._schedules:
+            self.step.add_(1)
+            for name, schedule in self._schedules.items():
+                getattr(self, name).copy_(schedule.at(self.step))
+        return value
+
+    # What meets the class weights, and what is summed over processes: where the sharded head differs.
+
+    def _similarity_loss(
+        self, embeddings: Tensor, target: Tensor, similarity: Similarity, scale: float | Tensor
+    ) -> Tensor:
+        return functional.similarity_loss(
             embeddings,
             self.weight,
             target,
             similarity,
-            scale=self.scale.clone() if isinstance(self.scale, Tensor) else self.scale,
+            scale=scale,
             bias=self.bias,
             class_weight=self.class_weight,
             reduction=self.reduction,
@@ -209,11 +222,21 @@ class SimilarityLoss(nn.Module):
             precision=self.precision,
             sub_centers=self.sub_centers,
         )
-        if self.training and self._schedules:
-            self.step.add_(1)
-            for name, schedule in self._schedules.items():
-                getattr(self, name).copy_(schedule.at(self.step))
-        return value
+
+    def _own_cosines(self, embeddings: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return functional.own_cosines(embeddings, self.weight, target, self.ignore_index)
+
+    def _log_others(self, embeddings: Tensor, target: Tensor) -> Tensor:
+        """log sum_{j != y} exp(scale c_j), (N,)."""
+        index = target.clamp(0, self.num_classes - 1)[:, None]
+        return self.logits(embeddings).scatter(1, index, -math.inf).logsumexp(1)
+
+    def _over_processes(self, sums: Tensor) -> Tensor:
+        return _over_processes(sums)
+
+    def _same_everywhere(self, random: Tensor) -> Tensor:
+        """Random numbers for the rows, (N,), as all processes that work on these rows must have them."""
+        return random
 
     def logits(self, embeddings: Tensor) -> Tensor:
         """scale * c for every class, no margin, (N, C): for inference, where its argmax is the class."""
@@ -240,9 +263,15 @@ class SimilarityLoss(nn.Module):
         """Warns once if the class weights receive gradients but never move: they are not in the optimizer."""
         steps, before = 0, None
 
+        def here(weight: Tensor) -> Tensor:
+            """Of a sharded loss, what this process has."""
+            rows: Tensor = weight.to_local() if hasattr(weight, "to_local") else weight
+            return rows
+
         def some(weight: Tensor) -> Tensor:
             """A thousand classes will do: a copy of all would cost as much memory as the class weights."""
-            return weight.detach()[:: -(-len(weight) // 1000)]
+            rows = here(weight.detach())
+            return rows[:: max(1, -(-len(rows) // 1000))]
 
         def after_backward(weight: Tensor) -> None:
             nonlocal steps, before
@@ -252,7 +281,7 @@ class SimilarityLoss(nn.Module):
             elif steps == PATIENCE + 1:
                 handle.remove()
                 moved = before is None or not torch.equal(before, some(weight))
-                if not moved and weight.grad is not None and weight.grad.any():
+                if not moved and weight.grad is not None and here(weight.grad).any():
                     warnings.warn(
                         f"{type(self).__name__}: its class weights received gradients in {PATIENCE} backward passes "
                         "and did not change. Are they in the optimizer? Give it cssoftmax.param_groups(network, loss, "
@@ -584,15 +613,13 @@ class AdaCosLoss(SimilarityLoss):
 
     @torch.no_grad()
     def _rescale(self, embeddings: Tensor, target: Tensor) -> None:
-        own, _, counts = functional.own_cosines(embeddings, self.weight, target, self.ignore_index)
-        cosines = functional.logits(embeddings, self.weight, self.similarity, 1.0, None)
-        index = target.clamp(0, self.num_classes - 1)[:, None]
-        # Less 1, so that no exponential overflows: log B = scale + log of the mean of these sums.
-        others = (self.scale * (cosines - 1)).exp().scatter(1, index, 0).sum(1)
+        own, _, counts = self._own_cosines(embeddings, target)
+        # Less the scale, so that no exponential overflows: log B = scale + log of the mean of these sums.
+        others = (self._log_others(embeddings, target) - self.scale).exp()
         theta = torch.where(counts, own.clamp(-1, 1).acos(), math.nan).nanmedian()
         count = counts.sum()
         sums = torch.stack([count, torch.where(counts, others, 0).sum(), (count * theta).nan_to_num()])
-        count, total, angles = _over_processes(sums)
+        count, total, angles = self._over_processes(sums)
         scale = (self.scale + (total / count).log()) / (angles / count).clamp(max=math.pi / 4).cos()
         least = math.sqrt(2) * math.log(2)
         _move(cast(Tensor, self.scale), scale.clamp(min=least), 1.0, count > 0)
@@ -642,8 +669,8 @@ class CurricularFaceLoss(SimilarityLoss):
     def forward(self, embeddings: Tensor, target: Tensor) -> Tensor:
         """As :meth:`SimilarityLoss.forward`; in training t is moved first."""
         if self.training:
-            own, _, counts = functional.own_cosines(embeddings, self.weight, target, self.ignore_index)
-            count, total = _over_processes(torch.stack([counts.sum(), own.sum()]))
+            own, _, counts = self._own_cosines(embeddings, target)
+            count, total = self._over_processes(torch.stack([counts.sum(), own.sum()]))
             _move(self.t, total / count, self.momentum, count > 0)
         return super().forward(embeddings, target)
 
@@ -773,10 +800,10 @@ class AdaFaceLoss(SimilarityLoss):
     def forward(self, embeddings: Tensor, target: Tensor) -> Tensor:
         """As :meth:`SimilarityLoss.forward`; in training the lengths' mean and deviation are moved first."""
         if self.training:
-            _, norm, counts = functional.own_cosines(embeddings, self.weight, target, self.ignore_index)
+            _, norm, counts = self._own_cosines(embeddings, target)
             # Less the running mean, the same in all processes: the variance loses fewer digits.
             away = torch.where(counts, clipped_norm(norm) - self.norm_mean, 0)
-            count, total, squares = _over_processes(torch.stack([counts.sum(), away.sum(), away.square().sum()]))
+            count, total, squares = self._over_processes(torch.stack([counts.sum(), away.sum(), away.square().sum()]))
             variance = (squares - total.square() / count) / (count - 1)
             mean = self.norm_mean + total / count
             _move(self.norm_std, variance.clamp(min=0).sqrt(), self.momentum, count > 1)
@@ -836,7 +863,8 @@ class ElasticFaceLoss(SimilarityLoss):
         functional.check_embeddings(embeddings, self.weight)
         device = embeddings.device if self.generator is None else self.generator.device
         deviation = self.std * torch.randn(len(embeddings), generator=self.generator, device=device)
-        similarity = replace(self.similarity, deviation=deviation.to(embeddings.device, non_blocking=True))  # type: ignore[type-var]
+        deviation = self._same_everywhere(deviation.to(embeddings.device, non_blocking=True))
+        similarity = replace(self.similarity, deviation=deviation)  # type: ignore[type-var]
         return self._loss(embeddings, target, similarity)
 
 

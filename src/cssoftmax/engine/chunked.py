@@ -68,11 +68,11 @@ def loss(
     scale = float(scale)
     index, ignored = rowwise.columns_of(target, ignore_index)
     shares = rowwise.shares(class_weight, weight, label_smoothing)
-    positive, others, total = _Rows.apply(  # type: ignore[no-untyped-call]
-        embeddings, weight, bias, index, similarity, scale, shares, precision
+    positive, others, total = per_row(
+        embeddings, weight, bias, index, similarity, scale, shares, precision=precision
     )
     smooth = None
-    if shares is None:
+    if total is None or shares is None:
         nll = F.softplus(torch.sub(others, positive, alpha=scale), threshold=STEEP)
     else:
         positive = scale * positive
@@ -82,8 +82,30 @@ def loss(
     return rowwise.reduce(nll, smooth, index, ignored, class_weight, reduction, label_smoothing)
 
 
+def per_row(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    index: Tensor,
+    similarity: Similarity,
+    scale: float | Tensor,
+    shares: Tensor | None,
+    part: eager.Part | None = None,
+    precision: str = "float32",
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What the loss of each row needs, (N,): P, others, and with ``shares``, (C,), sum_{j != y} shares_j scale N_ij.
+
+    ``index`` is each row's class, (N,). With a ``part``, C is the number of its classes, ``index`` is -1 for a row
+    whose class is elsewhere, and the sums are over the part's classes; only P is over all.
+    """
+    found: tuple[Tensor, Tensor, Tensor | None] = _Rows.apply(  # type: ignore[no-untyped-call]
+        x, w, bias, index, similarity, float(scale), shares, precision, part
+    )
+    return found
+
+
 class _Rows(torch.autograd.Function):
-    """What the loss of each row needs, (N,): P, others, and with ``shares``, (C,), sum_{j != y} shares_j scale N_ij."""
+    """:func:`per_row`, and its backward pass."""
 
     @staticmethod
     def forward(
@@ -96,16 +118,24 @@ class _Rows(torch.autograd.Function):
         scale: float,
         shares: Tensor | None,
         precision: str,
+        part: eager.Part | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         norm, left = _left(x, similarity)
-        own = (left * w[index]).sum(1)
+        here = slice(None) if part is None else (index >= 0).nonzero().squeeze(1)
+        wy = w[index[here]]
+        own = (left[here] * wy).sum(1)
         if similarity.normalized != "none":
-            own /= rowwise.lengths(w[index])[1]
+            own /= rowwise.lengths(wy)[1]
         if bias is not None:
-            own += bias[index]
-        ctx.similarity, ctx.scale = similarity, scale
+            own += bias[index[here]]
+        target = index
+        if part is not None:
+            local = torch.zeros_like(norm)
+            local[here] = own
+            own, target = part.add_up(local), part.target
+        ctx.similarity, ctx.scale, ctx.part = similarity, scale, part
         ctx.factors = torch.bfloat16 if precision == "bf16" else x.dtype
-        ctx.parts = rowwise.own_class(own, norm, index, similarity, any(ctx.needs_input_grad))
+        ctx.parts = rowwise.own_class(own, norm, target, similarity, any(ctx.needs_input_grad))
         ctx.save_for_backward(x, w, bias, index, shares)
         ctx.set_materialize_grads(False)
         swept = _sweep(ctx, left, w, bias, index, shares)
@@ -115,6 +145,8 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
+            if ctx.part is not None:
+                raise RuntimeError('implementation: a sharded head has gradients of gradients with "eager" only')
             return rowwise.differentiably(ctx, _rows_eagerly, upstream)
         x, w, bias, index, shares = ctx.saved_tensors
         similarity, scale, rows = ctx.similarity, ctx.scale, ctx.parts.constants()
@@ -128,6 +160,8 @@ class _Rows(torch.autograd.Function):
         zeros = torch.zeros_like(inverse_x)
         grad_positive, grad_others, grad_total = (zeros if grad is None else grad for grad in upstream)
         grad_own, grad_norm = ctx.parts.gradients(grad_positive)
+        if ctx.part is not None:
+            grad_own = ctx.part.add_up(grad_own)
         # An embedding's length divides its row of the blocks, which serves both gradients.
         by_row = inverse_x if similarity.normalized == "both" else torch.ones_like(inverse_x)
         grad_own = grad_own * by_row
@@ -178,7 +212,7 @@ class _Rows(torch.autograd.Function):
                 _project(grad_x, x, inverse_x)
         if grad_x is not None and grad_norm is not None:
             grad_x.addcmul_(x, (grad_norm * inverse_x)[:, None])
-        return grad_x, grad_w, grad_bias, None, None, None, None, None
+        return grad_x, grad_w, grad_bias, None, None, None, None, None, None
 
 
 class _Swept(NamedTuple):
@@ -314,9 +348,9 @@ def _groups(x: Tensor, w: Tensor, grad_w: Tensor | None, index: Tensor, edges: l
 
 
 def _places(index: Tensor, edges: list[int]) -> list[Tensor]:
-    """Where in each block, read row by row, the rows' own classes are."""
+    """Where in each block, read row by row, the rows' own classes are; one of -1 is in none."""
     row = torch.arange(len(index), device=index.device)
-    if len(edges) == 2:
+    if len(edges) == 2 and (len(index) == 0 or int(index.min()) >= 0):
         return [row * edges[1] + index]
     index, row = index.sort()
     first = torch.searchsorted(index, torch.tensor(edges, device=index.device)).tolist()

@@ -1,5 +1,9 @@
 """The loss in plain PyTorch: any device, any order of derivative. The other engines are measured against it."""
 
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -75,3 +79,45 @@ def loss(
         reduction=reduction,
         label_smoothing=label_smoothing,
     )
+
+
+class Part(NamedTuple):
+    """What is known of the rows where the class weights at hand are a part of all: for the sharded head.
+
+    Attributes:
+        target: each row's label among all classes, (N,).
+        add_up: from the cosines to the rows' own classes, (N,), 0 where that is elsewhere, to those over all parts;
+            and so with their gradients.
+    """
+
+    target: Tensor
+    add_up: Callable[[Tensor], Tensor]
+
+
+def per_row(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    index: Tensor,
+    similarity: Similarity,
+    scale: float | Tensor,
+    shares: Tensor | None,
+    part: Part,
+    sub_centers: int = 1,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What the loss of each row needs of a part of the classes, (N,); see :func:`cssoftmax.engine.chunked.per_row`."""
+    left, right, norm = sides(x, w, similarity)
+    # A part without classes still leads to its weights: all parts run the same backward pass.
+    c = inner_products(left, right, bias, sub_centers) if len(w) else left @ right.T
+    here = (index >= 0).nonzero().squeeze(1)
+    column = index[here]
+    own = part.add_up(c.new_zeros(len(c)).index_put((here,), c[here, column]))
+    rows = similarity.rows(own, norm, part.target)
+    negative = similarity.negative(c, columns(rows))
+    total = None
+    if shares is not None:
+        total = (scale * negative * shares).index_put((here, column), c.new_zeros(())).sum(1)
+    z = (scale * negative).index_put((here, column), c.new_tensor(-math.inf))
+    top = z.detach().amax(1, keepdim=True).clamp(min=torch.finfo(z.dtype).min) if len(w) else c.new_zeros(len(c), 1)
+    others = (z - top).exp().sum(1).log() + top.squeeze(1)
+    return similarity.positive(own, rows), others, total
