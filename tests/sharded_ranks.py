@@ -1,127 +1,322 @@
-"""What each rank of test_sharded.py runs: the sharded loss beside the whole one on all ranks' rows."""
+"""What each rank of test_sharded.py runs: the sharded loss beside the whole one on the rows of all ranks."""
 
 import os
+import traceback
 from datetime import timedelta
+from pathlib import Path
 
+import pytest
 import torch
-from torch import distributed
+from torch import distributed, nn
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 
 from cssoftmax import losses
-from cssoftmax.sharded import shard_loss
+from cssoftmax.engine import chunked
+from cssoftmax.sharded import Sharded, shard_loss, step_drawn_rows
 
 C, D = 13, 6
+ROWS = (12, 13, 5, 4)  # of all ranks together, in the batches of four steps
 
 # The whole head is there for comparison, with all rows on every rank: nothing is to be added up.
 losses._over_processes = lambda sums: sums
 
 
-def start(rank, world, store, check, *arguments):
-    """One rank: joins the others, and runs the check of that name."""
+def start(rank, world, folder, checks):
+    """One rank: joins the others and runs the checks, each a name and its arguments."""
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    distributed.init_process_group(
-        "gloo",
-        store=distributed.FileStore(store, world),
-        rank=rank,
-        world_size=world,
-        timeout=timedelta(seconds=60),
-    )
-    try:
-        globals()[check](*arguments)
-        distributed.barrier()
-    finally:
-        distributed.destroy_process_group()
+    store = distributed.FileStore(f"{folder}/store", world)
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=60))
+    for name, *arguments in checks:
+        try:
+            globals()[name](*arguments)
+        except BaseException:
+            Path(folder, f"error.{rank}").write_text(f"{name}, rank {rank}: {traceback.format_exc()}")
+            os._exit(1)
+    distributed.barrier()
+    distributed.destroy_process_group()
 
 
 def line():
     return init_device_mesh("cpu", (distributed.get_world_size(),), mesh_dim_names=("class",))
 
 
-def pair(name, mesh, dtype=torch.float32, seed=0, sample_rate=1.0, **options):
-    """A loss, and its sharded twin."""
-    made = []
-    for _ in range(2):
-        torch.manual_seed(seed)
-        if name == "elasticface":
-            options["generator"] = torch.Generator().manual_seed(1)
-        made.append(losses.LOSSES[name](D, C, **options).to(dtype))  # its state, too
-    return made[0], shard_loss(made[1], mesh, sample_rate=sample_rate)
+def build(name, dtype=torch.float32, num_classes=C, **options):
+    torch.manual_seed(0)
+    if name == "elasticface":
+        options["generator"] = torch.Generator().manual_seed(1)
+    return losses.LOSSES[name](D, num_classes, **options).to(dtype)  # its state, too
 
 
-def batch(step, sizes, dtype=torch.float32, ignored=False):
-    """The rows of all ranks, and which of them are this one's."""
+def batch(step, dtype=torch.float32, ignored=False, num_classes=C):
+    """The rows of all ranks in a step."""
     g = torch.Generator().manual_seed(step)
-    n = sum(sizes)
-    x = 12 * torch.randn(n, D, generator=g, dtype=dtype)
-    y = torch.randint(C, (n,), generator=g)
+    n = ROWS[step % 4]
+    x, y = 12 * torch.randn(n, D, generator=g, dtype=dtype), torch.randint(num_classes, (n,), generator=g)
     if ignored:
         y[torch.rand(n, generator=g) < 0.3] = -100
-    rank = distributed.get_rank()
-    return x, y, slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+    return x, y
 
 
-def sizes_of(step):
-    """Rows on each rank: the same, different, none on some; the last batch is the smallest."""
+def own_rows(step):
+    """Which of them are this rank's: as many on each; more on the higher; all on the last; one after the other."""
+    rank, world, n = distributed.get_rank(), distributed.get_world_size(), ROWS[step % 4]
+    edges = [
+        [n * r // world for r in range(world + 1)],
+        [n * r * r // world**2 for r in range(world + 1)],
+        [0] * world + [n],
+        [min(r * 2, n) if r < world else n for r in range(world + 1)],
+    ][step % 4]
+    return slice(edges[rank], edges[rank + 1])
+
+
+def close(found, expected, tolerance, what):
+    """To the largest number that there is: rounding of a sum is that of its largest term."""
+    assert found.shape == expected.shape, f"{what}: {found.shape} for {expected.shape}"
+    if expected.numel():
+        size = max(float(expected.detach().abs().max()), 1e-3)
+        away = float((found.detach() - expected.detach()).abs().max()) / size
+        assert away <= tolerance, f"{what}: {away:.1e} of the largest, {size:.3g}"
+
+
+def equal(cases, shape=None, sample_rate=1.0):
+    """Loss and gradients, in float64, in which nothing but a wrong equation shows."""
+    chunked.BLOCK = 64  # several blocks of classes
     world = distributed.get_world_size()
-    return [[4] * world, [3 + (r * 5) % 4 for r in range(world)], [0] * (world - 1) + [5], [1] * world][step % 4]
-
-
-def close(found, expected, tolerance, what=""):
-    """To the largest number that there is, not each to itself: rounding of a sum is that of its largest term."""
-    size = max(float(expected.detach().abs().max()), 1e-3) if expected.numel() else 1.0
-    away = float((found.detach() - expected.detach()).abs().max()) / size if expected.numel() else 0.0
-    assert found.shape == expected.shape and away <= tolerance, f"{what}: {away:.1e} of the largest, {size:.3g}"
-
-
-def compare(whole, sharded, step, dtype, ignored, tolerance):
-    """Loss and gradients of one batch."""
-    world = distributed.get_world_size()
-    x, y, own = batch(step, sizes_of(step), dtype, ignored)
-    a, b = x.clone().requires_grad_(), x[own].clone().requires_grad_()
-    expected, value = whole(a, y), sharded(b, y[own])
-    if whole.reduction == "none":
-        close(value, expected[own], tolerance, "loss")
-        upstream = torch.linspace(0.5, 1.5, len(x), dtype=dtype)
-        expected, value = (expected * upstream).sum() / world, (value * upstream[own]).sum()
-    else:
-        close(value, expected, tolerance, "loss")
-    for parameter in (*whole.parameters(), *sharded.parameters()):
-        parameter.grad = None
-    expected.backward()
-    value.backward()
-    close(b.grad, world * a.grad[own], tolerance, "embeddings")
-    for name, parameter in whole.named_parameters():
-        close(getattr(sharded, name).grad.full_tensor(), parameter.grad, tolerance, name)
-
-
-def gradients(cases):
-    """In float64, in which nothing but a wrong equation shows."""
+    mesh = line() if shape is None else init_device_mesh("cpu", shape, mesh_dim_names=("data", "class"))
     for name, options in cases:
-        whole, sharded = pair(name, line(), torch.float64, **options)
-        for step in range(4):
-            compare(whole, sharded, step, torch.float64, step != 2, 1e-10)
+        whole = build(name, torch.float64, **options)
+        sharded = shard_loss(build(name, torch.float64, **options), mesh, sample_rate=sample_rate)
+        for step in range(4) if options else (1, 2):
+            what = f"{name} {options}, step {step}"
+            x, y = batch(step, torch.float64, ignored=step % 2 == 1, num_classes=whole.num_classes)
+            own = own_rows(step)
+            a, b = x.clone().requires_grad_(), x[own].clone().requires_grad_()
+            expected, value = whole(a, y), sharded(b, y[own])
+            if whole.reduction == "none":
+                close(value, expected[own], 1e-10, f"{what}: loss")
+                upstream = torch.linspace(0.5, 1.5, len(x), dtype=x.dtype)
+                expected, value = (expected * upstream).sum() / world, (value * upstream[own]).sum()
+            else:
+                close(value, expected, 1e-10, f"{what}: loss")
+            whole.zero_grad()
+            sharded.zero_grad()
+            expected.backward()
+            value.backward()
+            close(b.grad, world * a.grad[own], 1e-10, f"{what}: gradient of the embeddings")
+            for key, parameter in whole.named_parameters():
+                gradient = getattr(sharded, key).grad.full_tensor()
+                close(gradient, parameter.grad, 1e-10, f"{what}: gradient of {key}")
+        for key, buffer in whole.named_buffers():
+            close(getattr(sharded, key), buffer, 1e-10, f"{name}: {key}")
 
 
-def trained(name, dtype, mesh=None):
-    """The state of a loss, whole or sharded, after 50 steps, in float64."""
-    whole, sharded = pair(name, line(), dtype)
-    loss = whole if mesh is None else sharded
+def train(loss, steps, rows=None):
+    """SGD with momentum."""
     optimizer = torch.optim.SGD(loss.parameters(), lr=0.02, momentum=0.9)
-    for step in range(50):
-        x, y, own = batch(step, sizes_of(step), dtype)
+    for step in range(steps):
+        x, y = batch(step, loss.weight.dtype)
+        own = slice(None) if rows is None else rows(step)
         optimizer.zero_grad()
-        (loss(x, y) if mesh is None else loss(x[own], y[own])).backward()
+        loss(x[own], y[own]).backward()
         optimizer.step()
-    return {
-        key: (value.full_tensor() if mesh and value.ndim else value).double() for key, value in loss.state_dict().items()
-    }
+    return {key: whole(value).double() for key, value in loss.state_dict().items()}
 
 
-def fifty_steps(names):
-    """The sharded head is as near to the whole head in float64 as the whole head in float32 is."""
+def whole(value):
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+
+def fifty_steps(file, names):
+    """The sharded head ends as near to the whole one in float64 as the whole one in float32 does."""
+    states = torch.load(file)
     for name in names:
-        exact, rounded, found = trained(name, torch.float64), trained(name, torch.float32), trained(name, torch.float32, line())
+        exact, rounded = states[name]
+        found = train(shard_loss(build(name), line()), 50, own_rows)
         for key, value in exact.items():
             rounding, away = ((other[key] - value).norm() / value.norm() for other in (rounded, found))
             assert away <= 4 * rounding + 1e-6, f"{name}.{key}: {away:.1e}, by rounding {rounding:.1e}"
+
+
+def inference(name, options):
+    """Logits, similarities and classes of the rank's own rows, among all classes."""
+    loss, sharded = build(name, torch.float64, **options), shard_loss(build(name, torch.float64, **options), line())
+    for step in range(4):
+        x, y = batch(step, torch.float64)
+        own = own_rows(step)
+        close(sharded.logits(x[own]), loss.logits(x)[own], 1e-12, "logits")
+        assert torch.equal(sharded.classify(x[own]), loss.logits(x).argmax(1)[own])
+        for found, expected in zip(sharded.similarities(x[own], y[own]), loss.similarities(x, y), strict=True):
+            close(found.nan_to_num(neginf=9.0), expected[own].nan_to_num(neginf=9.0), 1e-12, "similarities")
+    a, b = x.clone().requires_grad_(), x[own].clone().requires_grad_()
+    loss.logits(a).square().sum().backward()
+    sharded.logits(b).square().sum().backward()
+    close(b.grad, a.grad[own], 1e-12, "gradient through the logits")
+    close(
+        sharded.weight.grad.full_tensor() * distributed.get_world_size(), loss.weight.grad, 1e-12, "and of the weights"
+    )
+
+
+def double_backward():
+    loss, sharded = (build("cs-softmax", torch.float64, implementation="eager") for _ in range(2))
+    shard_loss(sharded, line())
+    x, y = batch(0, torch.float64)
+    own = own_rows(0)
+    a, b = x.clone().requires_grad_(), x[own].clone().requires_grad_()
+    (first,) = torch.autograd.grad(loss(a, y), a, create_graph=True)
+    first.square().sum().backward()
+    (second,) = torch.autograd.grad(sharded(b, y[own]), b, create_graph=True)
+    world = distributed.get_world_size()
+    (second / world).square().sum().backward()
+    close(b.grad, a.grad[own] * world, 1e-10, "gradient of the gradient's square")
+
+
+def half_precision():
+    """Rows in bfloat16 travel as such; the loss is computed in float32, autocast or not."""
+    loss, sharded = build("cs-softmax"), shard_loss(build("cs-softmax"), line())
+    x, y = batch(1)
+    own = own_rows(1)
+    half = x.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        value = sharded(half[own].requires_grad_(), y[own])
+    assert value.dtype == torch.float32
+    close(value, loss(half.float(), y), 1e-6, "loss")
+    value.backward()
+
+
+def drawn_alone():
+    """A loss without weights: each rank draws its own, the same on ranks with the same classes."""
+    mesh = init_device_mesh("cpu", (2, distributed.get_world_size() // 2), mesh_dim_names=("data", "class"))
+    torch.manual_seed(distributed.get_rank())
+    loss = shard_loss(losses.SoftmaxLoss(D, C, device="meta"), mesh)
+    weight = loss.weight.full_tensor()
+    assert weight.isfinite().all() and weight.abs().max() <= D**-0.5 and len(weight.unique()) > 70
+    first = weight.clone()
+    distributed.broadcast(first, 0)
+    assert torch.equal(weight, first) and torch.equal(loss.bias.full_tensor(), whole(loss.state_dict()["bias"]))
+
+
+def unbiased():
+    """On average over draws, the sum over the other classes, exp(loss) - 1, is that of all classes."""
+    classes = 40
+    loss = build("cs-softmax", torch.float64, classes, scale=4.0, reduction="none")
+    sharded = shard_loss(
+        build("cs-softmax", torch.float64, classes, scale=4.0, reduction="none"), line(), sample_rate=0.25
+    )
+    x, y = batch(0, torch.float64, num_classes=classes)
+    own = own_rows(0)
+    torch.manual_seed(distributed.get_rank())
+    with torch.no_grad():
+        exact = loss(x, y)[own].expm1()
+        sums = torch.stack([sharded(x[own], y[own]).expm1() for _ in range(200)])
+        error = (sums.mean(0) - exact) / (sums.std(0) / 200**0.5)
+        assert sums.std(0).min() > 0 and error.abs().max() < 4.5, error
+        assert torch.allclose(sharded.eval()(x[own], y[own]), loss(x, y)[own])  # evaluation draws nothing
+
+
+def untouched():
+    """A class that is not drawn keeps its weights and its momentum, bit for bit."""
+    for name, options in (("subcenter-arcface", {}), ("softmax", {})):
+        for family in (torch.optim.SGD, torch.optim.Adam):
+            loss = shard_loss(build(name, num_classes=40, **options), line(), sample_rate=0.2)
+            settings = {"momentum": 0.9} if family is torch.optim.SGD else {}
+            optimizer = family(loss.parameters(), lr=0.01, weight_decay=0.1, **settings)
+            step_drawn_rows(optimizer, loss)
+            moved = []
+            for step in range(4):
+                before = {key: value.to_local().clone() for key, value in loss.named_parameters()}
+                state = {
+                    key: {k: v.to_local().clone() for k, v in optimizer.state[value].items() if v.ndim}
+                    for key, value in loss.named_parameters()
+                }
+                x, y = batch(step, num_classes=40)
+                optimizer.zero_grad()
+                loss(x[own_rows(step)], y[own_rows(step)]).backward()
+                optimizer.step()
+                for key, value in loss.named_parameters():
+                    grad = value.grad.to_local().reshape(len(before[key]), -1)
+                    still = ~grad.ne(0).any(1)
+                    changed = (value.to_local() != before[key]).reshape(grad.shape).any(1)
+                    assert not changed[still].any() and changed[~still].all()
+                    assert still.any() and not still.all()
+                    for k, old in state[key].items():
+                        assert torch.equal(optimizer.state[value][k].to_local()[still], old[still])
+                    moved.append(changed if key == "weight" else None)
+            assert type(optimizer.param_groups[0]["params"][0].grad) is type(loss.weight.grad)
+            assert not torch.equal(moved[0], moved[-1] if moved[-1] is not None else moved[-2])
+
+
+def save(folder):
+    """Trains a little and writes what a training needs to go on."""
+    for name in ("softmax", "subcenter-arcface", "curricularface"):
+        loss = shard_loss(build(name), line())
+        optimizer = torch.optim.SGD(loss.parameters(), lr=0.02, momentum=0.9)
+        loss(*(rows[own_rows(0)] for rows in batch(0))).backward()
+        optimizer.step()
+        checkpoint.save({"loss": loss.state_dict()}, checkpoint_id=f"{folder}/{name}")
+        plain = get_model_state_dict(loss, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        if distributed.get_rank() == 0:
+            torch.save(plain, f"{folder}/{name}.pt")
+            assert all(type(value) is torch.Tensor for value in plain.values())
+
+
+def load(folder):
+    for name in ("softmax", "subcenter-arcface", "curricularface"):
+        loss = shard_loss(build(name), line())
+        state = loss.state_dict()
+        checkpoint.load({"loss": state}, checkpoint_id=f"{folder}/{name}")
+        loss.load_state_dict(state)
+        for key, expected in torch.load(f"{folder}/{name}.pt").items():
+            assert torch.equal(whole(loss.state_dict()[key]), expected)
+
+
+def refused():
+    """A wrong label on one rank is an error on all of them."""
+    loss, rank = shard_loss(build("cs-softmax"), line()), distributed.get_rank()
+    x, y = torch.randn(2, D), torch.tensor([0, C if rank == 1 else 1])
+    expected = f"label {C} in row 1 is outside 0..{C - 1}" if rank == 1 else "rank 1 refused its rows"
+    with pytest.raises((IndexError, ValueError), match=expected):
+        loss(x, y)
+    with pytest.raises(ValueError, match="no rank has a row"):
+        loss(x[:0], y[:0])
+    assert isinstance(loss, Sharded) and loss(x, y.clamp(max=C - 1)).isfinite()
+
+
+def lonely():
+    """The last rank dies; the others say so."""
+    loss, rank = shard_loss(build("cs-softmax"), line()), distributed.get_rank()
+    loss(torch.randn(2, D), torch.tensor([0, 1]))
+    if rank == distributed.get_world_size() - 1:
+        os._exit(3)
+    loss(torch.randn(2, D), torch.tensor([0, 1])).backward()
+
+
+def with_network(fully_shard):
+    """A network under DDP or FSDP2 and the sharded head take the step that one process takes."""
+    torch.manual_seed(0)
+    network = nn.Linear(D, D)
+    alone, loss, sharded = nn.Linear(D, D), build("cs-softmax"), shard_loss(build("cs-softmax"), line())
+    alone.load_state_dict(network.state_dict())
+    if fully_shard:
+        from torch.distributed.fsdp import fully_shard
+
+        fully_shard(network, mesh=line())
+    else:
+        network = nn.parallel.DistributedDataParallel(network)
+    optimizers = [
+        torch.optim.SGD([{"params": n.parameters()}, {"params": head.parameters()}], lr=0.1, momentum=0.9)
+        for n, head in ((alone, loss), (network, sharded))
+    ]
+    for _ in range(3):
+        x, y = batch(0)
+        own = own_rows(0)
+        loss(alone(x), y).backward()
+        sharded(network(x[own]), y[own]).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    for a, b in zip(alone.parameters(), network.parameters(), strict=True):
+        close(whole(b), a, 1e-4, "network")
+    close(sharded.weight.full_tensor(), loss.weight, 1e-4, "class weights")

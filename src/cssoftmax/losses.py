@@ -242,6 +242,11 @@ class SimilarityLoss(nn.Module):
         """scale * c for every class, no margin, (N, C): for inference, where its argmax is the class."""
         return functional.logits(embeddings, self.weight, self.similarity, self.scale, self.bias, self.sub_centers)
 
+    def classify(self, embeddings: Tensor) -> Tensor:
+        """The class of the largest logit of each row, (N,)."""
+        with torch.no_grad():
+            return self.logits(embeddings).argmax(1)
+
     def similarities(self, embeddings: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """P of each row's own class, (N,), and N of the others, (N, C) with -inf in the target's column; not scaled."""
         return functional.similarities(embeddings, self.weight, target, self.similarity, self.bias, self.sub_centers)

@@ -488,7 +488,7 @@ class Sharded(SimilarityLoss):
     def _cosines(self, x: Tensor, w: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         """What the similarity maps, of the classes here, (N, classes); and the embeddings' lengths, (N,)."""
         left, right, norm = eager.sides(x, w, self.similarity)
-        return eager.inner_products(left, right, bias, self.sub_centers) if len(w) else left @ right.T, norm
+        return eager.inner_products(left, right, bias, self.sub_centers), norm
 
     def _gathered(self, embeddings: Tensor, sizes: Sequence[int]) -> Tensor:
         """The rows of all ranks, (N, D), float32 or float64; they travel in their own type."""

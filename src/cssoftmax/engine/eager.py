@@ -36,7 +36,11 @@ def sides(embeddings: Tensor, weight: Tensor, similarity: Similarity) -> tuple[T
 def inner_products(left: Tensor, right: Tensor, bias: Tensor | None, sub_centers: int = 1) -> Tensor:
     """(N, C) inner products of the sides; with sub-centers, where a class has K rows of ``right``, the largest of K."""
     products = F.linear(left, right, bias)
-    return products if sub_centers == 1 else products.view(len(products), -1, sub_centers).max(2).values
+    return (
+        products
+        if sub_centers == 1
+        else products.view(len(products), products.shape[1] // sub_centers, sub_centers).max(2).values
+    )
 
 
 def similarities(c: Tensor, norm: Tensor, target: Tensor, similarity: Similarity) -> tuple[Tensor, Tensor]:
@@ -107,8 +111,7 @@ def per_row(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """What the loss of each row needs of a part of the classes, (N,); see :func:`cssoftmax.engine.chunked.per_row`."""
     left, right, norm = sides(x, w, similarity)
-    # A part without classes still leads to its weights: all parts run the same backward pass.
-    c = inner_products(left, right, bias, sub_centers) if len(w) else left @ right.T
+    c = inner_products(left, right, bias, sub_centers)
     here = (index >= 0).nonzero().squeeze(1)
     column = index[here]
     own = part.add_up(c.new_zeros(len(c)).index_put((here,), c[here, column]))

@@ -1,0 +1,132 @@
+"""The sharded head on 1 to 4 gloo processes: it is the whole head, and no rank waits for ever."""
+
+import multiprocessing
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+sys.path.insert(0, str(Path(__file__).parent))  # the ranks import what they run by its name
+import sharded_ranks
+
+from cssoftmax import CosFaceLoss, CSSoftmaxLoss
+from cssoftmax.losses import LOSSES, CenterLoss
+from cssoftmax.sharded import shard_loss
+
+BOUND = 100  # seconds
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["cssoftmax.sharded", "torch.distributed.checkpoint", "torch.distributed.fsdp"])
+
+C = sharded_ranks.C
+per_class = torch.linspace(0.1, 0.4, C)
+rescaled = {"weight": torch.linspace(0.5, 2.0, C)}
+# Every loss as it is, and what else changes the sums over classes, rows and ranks.
+CASES = [(name, {}) for name in LOSSES] + [
+    ("cs-softmax", {"reduction": "none", **rescaled, "label_smoothing": 0.1}),
+    ("cs-softmax", {"implementation": "chunked", "label_smoothing": 0.1, "detach_update": False}),
+    ("arcface", {"implementation": "chunked", "margin": per_class, **rescaled}),
+    ("magface", {"implementation": "chunked", "reduction": "none", **rescaled}),
+    ("curricularface", {"implementation": "chunked", "reduction": "sum"}),
+    ("softmax", {"implementation": "chunked", "label_smoothing": 0.1}),
+    ("subcenter-arcface", {"sub_centers": 4, "label_smoothing": 0.1, **rescaled}),
+    ("cosface", {"num_classes": 5}),  # on 4 ranks the last has none
+]
+
+
+def run(world, folder, *checks):
+    """Starts the ranks; returns what each that failed wrote, by rank. None runs longer than the bound."""
+    folder.mkdir(exist_ok=True)
+    ranks = [
+        context.Process(target=sharded_ranks.start, args=(rank, world, str(folder), checks)) for rank in range(world)
+    ]
+    end = time.monotonic() + BOUND
+    try:
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join(max(0.0, end - time.monotonic()))
+        waiting = [rank for rank, process in enumerate(ranks) if process.is_alive()]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert not waiting, f"ranks {waiting} still wait after {BOUND} s"
+    return {int(path.suffix[1:]): path.read_text() for path in folder.glob("error.*")}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Every loss, whole, after 50 steps in float64 and in float32."""
+    file = tmp_path_factory.mktemp("trained") / "states.pt"
+    dtypes = (torch.float64, torch.float32)
+    torch.save(
+        {name: tuple(sharded_ranks.train(sharded_ranks.build(name, dtype), 50) for dtype in dtypes) for name in LOSSES},
+        file,
+    )
+    return str(file)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_loss_gradients_and_weights_after_50_steps_are_those_of_the_whole_head(world, tmp_path, trained):
+    # Fifty steps take a second a loss on 4 ranks of a small machine: there, and on 3, some do.
+    some = list(LOSSES)[{1: slice(None), 2: slice(None), 3: slice(0, None, 3), 4: slice(1, None, 4)}[world]]
+    failed = run(world, tmp_path, ("equal", CASES), ("fifty_steps", trained, some))
+    assert not failed, "\n".join(failed.values())
+
+
+def test_ranks_may_share_out_rows_and_classes_at_once(tmp_path):
+    moving = [(name, {}) for name in ("adacos", "adaface", "curricularface", "sphereface")]
+    failed = run(4, tmp_path, ("equal", moving + CASES[len(LOSSES) :], (2, 2)), ("drawn_alone",))
+    assert not failed, "\n".join(failed.values())
+
+
+def test_a_sample_of_all_classes_is_all_classes_and_a_smaller_one_is_right_on_average(tmp_path):
+    cases = [case for case in CASES if case[0] in ("cs-softmax", "softmax", "subcenter-arcface", "magface")]
+    failed = run(2, tmp_path, ("equal", cases, None, 0.999), ("unbiased",), ("untouched",))
+    assert not failed, "\n".join(failed.values())
+
+
+def test_what_else_a_loss_does_it_does_sharded(tmp_path):
+    checks = (
+        ("inference", "cs-softmax", {}),
+        ("inference", "subcenter-arcface", {"sub_centers": 2}),
+        ("double_backward",),
+        ("half_precision",),
+        ("with_network", False),
+        ("with_network", True),
+        ("refused",),
+    )
+    failed = run(3, tmp_path, *checks)
+    assert not failed, "\n".join(failed.values())
+
+
+def test_a_checkpoint_of_2_ranks_loads_on_3_and_on_one_and_as_a_plain_file(tmp_path):
+    failed = run(2, tmp_path / "two", ("save", str(tmp_path)))
+    failed |= run(3, tmp_path / "three", ("load", str(tmp_path)))
+    assert not failed, "\n".join(failed.values())
+    for name in ("softmax", "subcenter-arcface", "curricularface"):
+        exported = torch.load(tmp_path / f"{name}.pt")
+        loss = sharded_ranks.build(name)
+        assert not torch.equal(loss.weight, exported["weight"])
+        state = loss.state_dict()
+        torch.distributed.checkpoint.load({"loss": state}, checkpoint_id=tmp_path / name)
+        loss.load_state_dict(state)
+        assert all(torch.equal(value, exported[key]) for key, value in loss.state_dict().items())
+        save_file(exported, tmp_path / "plain.safetensors")
+
+
+def test_ranks_that_wait_for_one_that_died_say_so(tmp_path):
+    began = time.monotonic()
+    failed = run(3, tmp_path, ("lonely",))
+    assert failed.keys() == {0, 1} and time.monotonic() - began < 50
+    assert all("a rank of the sharded loss no longer answers" in text for text in failed.values())
+
+
+def test_what_cannot_be_sharded_is_named():
+    with pytest.raises(TypeError, match="loss: a loss of this package is needed, got CenterLoss"):
+        shard_loss(CenterLoss(4, 3), None)
+    with pytest.raises(TypeError, match="mesh: a torch.distributed DeviceMesh is needed, got int"):
+        shard_loss(CSSoftmaxLoss(4, 3), 2)
+    assert CosFaceLoss(4, 3).classify(torch.eye(4)[:2]).shape == (2,)
