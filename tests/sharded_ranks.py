@@ -184,6 +184,8 @@ def half_precision():
     assert value.dtype == torch.float32
     close(value, loss(half.float(), y), 1e-6, "loss")
     value.backward()
+    products = shard_loss(build("cs-softmax", implementation="chunked", precision="bf16"), line())
+    close(products(x[own], y[own]), loss(x, y), 1e-2, "loss of products in bfloat16")
 
 
 def drawn_alone():

@@ -365,7 +365,7 @@ class Sharded(SimilarityLoss):
         picked = self.implementation == "chunked" or (self.implementation == "auto" and large)
         plain = rowwise.suits(x, w.detach(), similarity, scale)
         if picked and plain and self.sub_centers == 1 and not empty:
-            return chunked.per_row
+            return partial(chunked.per_row, precision=self.precision)
         return partial(eager.per_row, sub_centers=self.sub_centers)
 
     def _draw(self, index: Tensor, classes: int) -> tuple[Tensor, Tensor]:

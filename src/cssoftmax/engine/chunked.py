@@ -68,9 +68,7 @@ def loss(
     scale = float(scale)
     index, ignored = rowwise.columns_of(target, ignore_index)
     shares = rowwise.shares(class_weight, weight, label_smoothing)
-    positive, others, total = per_row(
-        embeddings, weight, bias, index, similarity, scale, shares, precision=precision
-    )
+    positive, others, total = per_row(embeddings, weight, bias, index, similarity, scale, shares, precision=precision)
     smooth = None
     if total is None or shares is None:
         nll = F.softplus(torch.sub(others, positive, alpha=scale), threshold=STEEP)

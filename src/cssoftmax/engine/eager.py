@@ -36,11 +36,9 @@ def sides(embeddings: Tensor, weight: Tensor, similarity: Similarity) -> tuple[T
 def inner_products(left: Tensor, right: Tensor, bias: Tensor | None, sub_centers: int = 1) -> Tensor:
     """(N, C) inner products of the sides; with sub-centers, where a class has K rows of ``right``, the largest of K."""
     products = F.linear(left, right, bias)
-    return (
-        products
-        if sub_centers == 1
-        else products.view(len(products), products.shape[1] // sub_centers, sub_centers).max(2).values
-    )
+    if sub_centers == 1:
+        return products
+    return products.view(len(products), products.shape[1] // sub_centers, sub_centers).max(2).values
 
 
 def similarities(c: Tensor, norm: Tensor, target: Tensor, similarity: Similarity) -> tuple[Tensor, Tensor]:
