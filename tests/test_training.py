@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,11 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from cssoftmax import CSSoftmaxLoss, training
+from cssoftmax import CSSoftmaxLoss, NormFaceLoss, training
 from cssoftmax.data import Split
 from cssoftmax.data.augment import ImageAugment, SoundAugment
 from cssoftmax.recipes import Recipe
-from cssoftmax.training import Classifier, Interrupted, TrainingError, fit, learning_rate
+from cssoftmax.training import (
+    Classifier,
+    Interrupted,
+    TrainingError,
+    averaged_logits,
+    embed,
+    fit,
+    flops,
+    learning_rate,
+)
 
 BASIC = {"network": "lenet", "width": 1, "embedding_size": 4, "epochs": 2, "batch_size": 8, "lr": 0.1}
 
@@ -273,3 +283,34 @@ def test_embeddings_that_are_not_finite_are_refused():
     classifier.loss.weight.data[0, 0] = math.nan
     with pytest.raises(TrainingError, match="the network's outputs are infinite or NaN; train anew with a lower --lr"):
         training.embed(classifier, split(), accelerator=Accelerator(cpu=True))
+
+
+def test_a_flip_shows_the_other_side_of_each_image_in_the_next_epoch(checkpoint):
+    classifier, seen = model(), []
+    data = split(samples=40)
+    data.inputs[:] = 0
+    data.inputs[:, 0, 0, 0], data.inputs[:, 0, 1, :] = 200, torch.arange(40, dtype=torch.uint8)[:, None]
+    classifier.network[0].register_forward_hook(lambda module, args, output: seen.append((args[0] * 255).round().int()))
+    trained(checkpoint, classifier, data, augment=ImageAugment(flip=True))
+    first, second = torch.cat(seen[:5]), torch.cat(seen[5:10])
+    mirrored = [{int(image[0, 1, 0]): bool(image[0, 0, 0] == 0) for image in epoch} for epoch in (first, second)]
+    assert all(mirrored[0][row] != mirrored[1][row] for row in range(40))
+    assert 5 < sum(mirrored[0].values()) < 35
+
+
+def test_averaged_logits_are_the_mean_over_the_views(checkpoint):
+    classifier, data = model(), split()
+    accelerator = Accelerator(cpu=True)
+    recipe = Recipe(**BASIC, augment=ImageAugment(flip=True))
+    plain = embed(classifier, data, accelerator=accelerator)[1]
+    mirrored = embed(classifier, replace(data, inputs=data.inputs.flip(3)), accelerator=accelerator)[1]
+    averaged = averaged_logits(classifier, data, recipe, accelerator=accelerator)
+    torch.testing.assert_close(averaged, (plain + mirrored) / 2)
+
+
+def test_flops_are_those_of_forward_and_backward_over_all_epochs():
+    classifier = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 8, bias=False)), NormFaceLoss(8, 3))
+    data = Split(torch.zeros(10, 1, 4, 4, dtype=torch.uint8), torch.arange(10) % 3, None)
+    head = 3 * 2 * 8 * 3
+    assert flops(classifier, data, epochs=7) == 7 * 10 * (2 * 2 * 16 * 8 + head)
+    assert all(p.grad is None for p in classifier.parameters())

@@ -18,7 +18,7 @@ from torch import Tensor
 from cssoftmax import __version__, files, losses, metrics, processor, recipes, training
 from cssoftmax.data import Dataset, Split, channel_statistics, hold_out_classes, load_dataset, validation_split
 from cssoftmax.data.augment import ImageAugment, SoundAugment
-from cssoftmax.networks import NETWORKS, Standardize
+from cssoftmax.networks import NETWORKS, Standardize, Whitening
 from cssoftmax.recipes import Recipe
 from cssoftmax.training import Classifier, Interrupted, Progress
 
@@ -233,6 +233,7 @@ def prepare(config: Mapping[str, Any], dataset: Dataset) -> tuple[Classifier, Ac
     torch.manual_seed(config["seed"])
     model = _build(config, channel_statistics(dataset.train))
     recipe, inputs = _recipe(config), training.as_input(dataset.train.inputs[:1])
+    _fit_whitening(model.network, dataset.train)
     try:
         with torch.no_grad():
             model.eval()(training.augmentation(recipe)(inputs))
@@ -243,6 +244,16 @@ def prepare(config: Mapping[str, Any], dataset: Dataset) -> tuple[Classifier, Ac
             f"({str(error).splitlines()[0]}); choose another, or a larger --image-size"
         ) from error
     return model, accelerator
+
+
+def _fit_whitening(network: torch.nn.Module, split: Split, count: int = 5000) -> None:
+    """Sets the filters of whitening layers from the first training samples; no random number is drawn."""
+    images = training.as_input(split.inputs[:count])
+    for layer in network.modules():
+        if isinstance(layer, Standardize):
+            images = layer(images)
+        elif isinstance(layer, Whitening):
+            layer.fit(images)
 
 
 def _run(
@@ -311,6 +322,10 @@ def _evaluate(
     measures = metrics.measure(
         embeddings, dataset.test.target, logits, reference=(neighbours, sample.target), seed=config["seed"]
     )
+    recipe = _recipe(config)
+    if recipe.average_views:
+        averaged = training.averaged_logits(model, dataset.test, recipe, accelerator=accelerator)
+        measures["accuracy_tta"] = metrics.top_k_accuracy(averaged, dataset.test.target, 1)
     files.write_tensors(
         run / "evaluation.safetensors",
         {
@@ -329,6 +344,7 @@ def _evaluate(
             "seed": config["seed"],
             "measures": measures,
             "parameters": sum(p.numel() for p in model.parameters()),
+            "flops": training.flops(model, dataset.train, recipe.epochs),
             "seconds": seconds,
             "device": processor.describe(str(accelerator.device)),
             "versions": versions(),

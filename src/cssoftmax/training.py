@@ -15,9 +15,19 @@ from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.flop_counter import FlopCounterMode
 
 from cssoftmax.data import Split
-from cssoftmax.data.augment import ImageAugment, SoundAugment, image_augmentation, mixup, sound_augmentation
+from cssoftmax.data.augment import (
+    Augmentation,
+    ImageAugment,
+    SoundAugment,
+    averaged_views,
+    flipped,
+    image_augmentation,
+    mixup,
+    sound_augmentation,
+)
 from cssoftmax.files import write_tensors
 from cssoftmax.losses import SimilarityLoss
 from cssoftmax.recipes import Recipe
@@ -123,6 +133,7 @@ def fit(
     progress = Progress(0, steps_per_epoch * recipe.epochs, steps_per_epoch)
     if resume and checkpoint.exists():
         progress = _load(checkpoint, model, optimizer, average, accelerator.scaler, progress)
+    mirrored = _mirrored(recipe, len(target), seed)
     order, order_epoch = torch.empty(0, dtype=torch.int64), -1
     unseen: list[tuple[Tensor, Tensor, int]] = []
 
@@ -140,8 +151,11 @@ def fit(
 
             torch.manual_seed(_fold(seed, progress.step))
             rows = order[position * batch_size : (position + 1) * batch_size]
-            rows = rows[accelerator.process_index :: accelerator.num_processes].to(device)
-            batch, labels = augment(as_input(inputs[rows])), target[rows]
+            rows = rows[accelerator.process_index :: accelerator.num_processes]
+            batch = as_input(inputs[rows.to(device)])
+            if mirrored is not None:
+                batch = flipped(batch, (mirrored[rows] ^ (epoch % 2 == 1)).to(device))
+            batch, labels = augment(batch), target[rows.to(device)]
             model.train()
             with accelerator.autocast():
                 if recipe.mixup:
@@ -190,8 +204,22 @@ def fit(
     return _evaluated(model, average)
 
 
-def embed(model: Classifier, split: Split, *, accelerator: Accelerator, batch_size: int = 500) -> tuple[Tensor, Tensor]:
-    """Embeddings (N, D) and logits (N, C) of a split, float32 on the CPU, in evaluation mode.
+def _mirrored(recipe: Recipe, samples: int, seed: int) -> Tensor | None:
+    """Which samples are mirrored in the even epochs, the others being so in the odd ones; None where none ever is."""
+    if not (isinstance(recipe.augment, ImageAugment) and recipe.augment.flip):
+        return None
+    return torch.rand(samples, generator=_generator(seed, -1)) < 0.5
+
+
+def embed(
+    model: Classifier,
+    split: Split,
+    *,
+    accelerator: Accelerator,
+    batch_size: int = 500,
+    view: Augmentation = lambda inputs: inputs,
+) -> tuple[Tensor, Tensor]:
+    """Embeddings (N, D) and logits (N, C) of a view of a split, float32 on the CPU, in evaluation mode.
 
     Raises:
         TrainingError: some of them are infinite or NaN.
@@ -201,13 +229,30 @@ def embed(model: Classifier, split: Split, *, accelerator: Accelerator, batch_si
     embeddings, logits = [], []
     with torch.inference_mode(), accelerator.autocast():
         for batch in torch.split(split.inputs, batch_size):
-            vectors = model.network(as_input(batch.to(accelerator.device)))
+            vectors = model.network(as_input(view(as_input(batch.to(accelerator.device)))))
             embeddings.append(vectors.float().cpu())
             logits.append(model.loss.logits(vectors).float().cpu())
     found = torch.cat(embeddings), torch.cat(logits)
     if not all(values.isfinite().all() for values in found):
         raise TrainingError("lr: the network's outputs are infinite or NaN; train anew with a lower --lr")
     return found
+
+
+def averaged_logits(model: Classifier, split: Split, recipe: Recipe, *, accelerator: Accelerator) -> Tensor:
+    """Logits (N, C), the mean over each sample's views; see :func:`cssoftmax.data.augment.averaged_views`."""
+    views = averaged_views(recipe.augment)
+    return torch.stack([embed(model, split, accelerator=accelerator, view=view)[1] for view in views]).mean(0)
+
+
+def flops(model: Classifier, split: Split, epochs: int) -> float:
+    """Operations of the matrix products and convolutions of a training, forward and backward; evaluation aside."""
+    weight, inputs = model.loss.weight, as_input(split.inputs[:1])
+    model.eval()
+    with FlopCounterMode(display=False) as counter:
+        model(inputs.to(weight.device)).sum().backward()
+    model.zero_grad()
+    head = 3 * 2 * weight.numel()
+    return float(counter.get_total_flops() + head) * len(split.target) * epochs
 
 
 def as_input(batch: Tensor) -> Tensor:

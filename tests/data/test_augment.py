@@ -6,18 +6,20 @@ import torch
 from cssoftmax.data.augment import (
     ImageAugment,
     SoundAugment,
+    averaged_views,
+    flipped,
     image_augmentation,
     mixup,
     random_mask,
+    shifted,
     sound_augmentation,
 )
 
 IMAGES = {
-    "flip": ImageAugment(flip=True),
     "crop": ImageAugment(crop_padding=4),
     "affine": ImageAugment(rotation=15, translation=0.1, scale=0.1),
     "cutout": ImageAugment(cutout=8),
-    "all": ImageAugment(flip=True, crop_padding=4, rotation=15, translation=0.1, scale=0.1, cutout=8),
+    "all": ImageAugment(crop_padding=4, rotation=15, translation=0.1, scale=0.1, cutout=8),
 }
 SOUNDS = {
     "time": SoundAugment(time_mask=10),
@@ -56,13 +58,41 @@ def test_defaults_change_nothing():
     assert torch.equal(sound_augmentation(SoundAugment())(inputs), inputs)
 
 
-def test_flip_mirrors_about_half():
-    inputs = torch.rand(400, 1, 4, 4)
-    outputs = image_augmentation(ImageAugment(flip=True))(inputs)
-    same = (outputs == inputs).flatten(1).all(1)
-    mirrored = (outputs == inputs.flip(3)).flatten(1).all(1)
-    assert (same ^ mirrored).all()
-    assert 140 < int(mirrored.sum()) < 260
+def test_flipped_mirrors_what_it_is_told_to():
+    inputs = torch.rand(3, 1, 4, 4)
+    outputs = flipped(inputs, torch.tensor([True, False, True]))
+    assert torch.equal(outputs, torch.stack([inputs[0].flip(2), inputs[1], inputs[2].flip(2)]))
+
+
+def test_shifted_moves_down_and_right_and_reflects_at_the_border():
+    image = torch.arange(12.0).view(1, 1, 3, 4)
+    down = shifted(image, 1, 0)[0, 0]
+    assert torch.equal(down[1:], image[0, 0, :-1])
+    assert torch.equal(down[0], image[0, 0, 1])
+    left = shifted(image, 0, -1)[0, 0]
+    assert torch.equal(left[:, :-1], image[0, 0, :, 1:])
+    assert torch.equal(shifted(image, 0, 0), image)
+
+
+@pytest.mark.parametrize(
+    ("augment", "count"),
+    [
+        (None, 1),
+        (ImageAugment(cutout=4), 1),
+        (ImageAugment(flip=True), 2),
+        (ImageAugment(rotation=10, translation=0.1), 3),
+        (ImageAugment(flip=True, crop_padding=4), 6),
+        (SoundAugment(time_mask=4), 1),
+        (SoundAugment(shift=6), 5),
+    ],
+)
+def test_views_are_what_training_shows_and_all_differ(augment, count):
+    inputs = torch.rand(2, 1, 16, 16)
+    views = [view(inputs) for view in averaged_views(augment)]
+    assert len(views) == count
+    assert torch.equal(views[0], inputs)
+    assert all(view.shape == inputs.shape for view in views)
+    assert all(not torch.equal(a, b) for i, a in enumerate(views) for b in views[:i])
 
 
 def test_crop_gives_windows_of_the_reflected_image():

@@ -3,14 +3,17 @@
 import pytest
 import torch
 
-from cssoftmax.networks import NETWORKS, Standardize
+from cssoftmax.networks import NETWORKS, Standardize, Whitening
 
-IMAGES = ("lenet", "resnet9", "resnet18")
+SIZES = {
+    **dict.fromkeys(("lenet", "resnet9", "resnet18"), (8, 28, 32, 64)),
+    "whitenet": (16, 28, 32, 64),
+    **dict.fromkeys(("plain3", "plain5", "plain7"), (28,)),
+}
 
 
-@pytest.mark.parametrize("size", [8, 28, 32, 64])
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize(("name", "size"), [(name, size) for name, sizes in SIZES.items() for size in sizes])
 def test_images_become_embeddings(name, channels, size):
     network = NETWORKS[name](channels, 5, width=2).eval()
     assert network(torch.rand(2, channels, size, size)).shape == (2, 5)
@@ -27,7 +30,7 @@ def test_spectrograms_of_any_length_become_embeddings(mels, frames):
 def test_every_parameter_learns_and_no_embedding_is_rectified(name):
     torch.manual_seed(0)
     network = NETWORKS[name](3, 6, width=2)
-    embeddings = network(torch.randn(8, 3, 16, 16))
+    embeddings = network(torch.randn(8, 3, 28, 28))
     (embeddings * torch.randn_like(embeddings)).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
     assert (embeddings < 0).any(0).all()
@@ -36,7 +39,8 @@ def test_every_parameter_learns_and_no_embedding_is_rectified(name):
 
 def test_width_scales_the_first_layer():
     for name, network in NETWORKS.items():
-        assert network(1, 4, width=3)[0][0].out_channels == 3, name
+        first = next(p for p in network(1, 4, width=3).parameters() if p.ndim == 4)
+        assert len(first) == (6 if name == "plain3" else 3), name
 
 
 def test_standardized_channels_have_mean_0_and_deviation_1_and_the_statistics_are_saved():
@@ -47,3 +51,21 @@ def test_standardized_channels_have_mean_0_and_deviation_1_and_the_statistics_ar
     torch.testing.assert_close(outputs.std((0, 2, 3)), torch.ones(2), atol=1e-5, rtol=0)
     assert set(layer.state_dict()) == {"mean", "std"}
     assert Standardize(torch.zeros(1), torch.zeros(1))(torch.zeros(1, 1, 2, 2)).isfinite().all()
+
+
+def test_whitened_patches_have_no_correlation_and_unit_variance():
+    torch.manual_seed(0)
+    images = torch.randn(200, 3, 9, 9).cumsum(2).cumsum(3) * torch.tensor([1.0, 3.0, 9.0]).view(3, 1, 1)
+    layer = Whitening(3, eps=0.0)
+    layer.fit(images)
+    outputs = layer(images).permute(1, 0, 2, 3).flatten(1).detach()
+    torch.testing.assert_close(outputs[:12], -outputs[12:])
+    torch.testing.assert_close(torch.cov(outputs[:12]), torch.eye(12), atol=1e-2, rtol=0)
+    assert set(layer.state_dict()) == {"weight", "bias"}
+    assert [name for name, _ in layer.named_parameters()] == ["bias"]
+
+
+def test_constant_patches_are_not_blown_up():
+    layer = Whitening(1)
+    layer.fit(torch.full((10, 1, 8, 8), 0.5))
+    assert layer(torch.full((2, 1, 8, 8), 0.5)).abs().max() < 100

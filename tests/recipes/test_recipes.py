@@ -4,9 +4,14 @@ import math
 from dataclasses import asdict
 
 import pytest
+import torch
+from accelerate import Accelerator
 
-from cssoftmax import recipes
-from cssoftmax.recipes import NAMED, Recipe, RecipeError
+from cssoftmax import CSSoftmaxLoss, recipes
+from cssoftmax.data import Split
+from cssoftmax.networks import NETWORKS
+from cssoftmax.recipes import BEST, NAMED, Recipe, RecipeError
+from cssoftmax.training import Classifier, averaged_logits, fit
 
 GOOD = {"network": "lenet", "width": 4, "embedding_size": 8, "epochs": 2, "batch_size": 8, "lr": 0.1}
 
@@ -51,6 +56,46 @@ def test_a_data_set_has_its_own_recipe_or_that_of_its_kind():
     assert recipes.choose("mnist", "image", epochs=3).epochs == 3
     with pytest.raises(RecipeError, match="epoch, rate: no such setting; there are .*epochs"):
         recipes.choose("mnist", "image", epoch=3, rate=1)
+
+
+SHAPES = {
+    "digits": (1, 8, 8),
+    "mnist": (1, 28, 28),
+    "cifar10": (3, 32, 32),
+    "cifar100": (3, 32, 32),
+    "fsdd": (1, 64, 63),
+    "esc10": (1, 64, 216),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [(name, "quick") for name in NAMED] + [(name, "best") for name in BEST],
+)
+def test_every_recipe_trains(name, variant, tmp_path):
+    torch.manual_seed(0)
+    kind = "sound" if name in ("fsdd", "esc10") else "image"
+    recipe = recipes.choose(name, kind, variant, epochs=1, batch_size=4)
+    shape = (8, *SHAPES[name])
+    inputs = torch.randn(shape) if kind == "sound" else torch.randint(0, 256, shape, dtype=torch.uint8)
+    network = NETWORKS[recipe.network](shape[1], recipe.embedding_size, recipe.width)
+    classifier = Classifier(network, CSSoftmaxLoss(recipe.embedding_size, 10))
+    before = [p.clone() for p in classifier.parameters()]
+    data = Split(inputs, torch.arange(8), None)
+    accelerator = Accelerator(cpu=True)
+    trained = fit(classifier, data, recipe, seed=0, accelerator=accelerator, checkpoint=tmp_path / "c.safetensors")
+    assert all(not torch.equal(a, b) for a, b in zip(before, trained.parameters(), strict=True))
+    assert averaged_logits(trained, data, recipe, accelerator=accelerator).shape == (8, 10)
+
+
+def test_the_best_recipe_is_there_for_named_data_only():
+    assert recipes.choose("mnist", "image", "best") == BEST["mnist"]
+    assert recipes.choose("mnist", "image", variant="best", epochs=2).network == BEST["mnist"].network
+    assert set(BEST) <= set(NAMED)
+    with pytest.raises(RecipeError, match="recipe: there is no best one for birds, only for mnist, cifar10"):
+        recipes.choose("birds", "image", "best")
+    with pytest.raises(RecipeError, match="recipe: 'good' is not one of quick, best"):
+        recipes.choose("mnist", "image", "good")
 
 
 def test_sounds_are_augmented():

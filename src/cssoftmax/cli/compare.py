@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cssoftmax import comparison, jobs, report
+from cssoftmax import comparison, jobs, recipes, report
 from cssoftmax.cli.console import DataRoot, Quiet, Source, aligned, explained, given, out, warn_of_slow_precision
 from cssoftmax.cli.display import ComparisonDisplay
 from cssoftmax.losses import LOSSES
@@ -28,6 +28,7 @@ Examples:
   cssoftmax compare digits
   cssoftmax compare cifar10 --losses cs-softmax,softmax,cosface,arcface --seeds 5 --tune 8 --jobs 2
   cssoftmax compare cifar100 --protocol verification --epochs 15 --output runs/verify
+  cssoftmax compare fsdd --recipe best --by-group --seeds 1
 """
 
 
@@ -45,6 +46,13 @@ def compare(
             help="Trials of each loss over its own settings and the learning rate, on validation data.", min=0
         ),
     ] = 0,
+    by_group: Annotated[
+        bool, typer.Option("--by-group", help="Hold out every fold or speaker in turn, whatever the protocol.")
+    ] = False,
+    recipe: Annotated[
+        recipes.Variant | None,
+        typer.Option(help="quick: minutes on two CPU cores; best: the most accurate known for a named data set."),
+    ] = None,
     network: Annotated[str | None, typer.Option(help=f"One of {', '.join(NETWORKS)}.")] = None,
     width: Annotated[int | None, typer.Option(help="Channels of the network's first layer.")] = None,
     embedding_size: Annotated[int | None, typer.Option(help="Numbers in an embedding.")] = None,
@@ -67,7 +75,8 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     warn_of_slow_precision(amp)
-    recipe = {
+    changes = {
+        "variant": recipe,
         "network": network,
         "width": width,
         "embedding_size": embedding_size,
@@ -86,7 +95,8 @@ def compare(
             protocol=protocol,
             seeds=seeds,
             tune=tune,
-            recipe_changes=given(recipe),
+            by_group=by_group,
+            recipe_changes=given(changes),
             seed=seed,
             amp=amp,
             cpu=cpu,

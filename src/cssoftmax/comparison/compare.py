@@ -39,6 +39,7 @@ def compare(
     protocol: Protocol = "closed",
     seeds: int = 5,
     tune: int = 0,
+    by_group: bool = False,
     recipe_changes: Mapping[str, Any] | None = None,
     seed: int = 0,
     amp: jobs.Amp = "no",
@@ -71,6 +72,7 @@ def compare(
         losses: names; the others are compared with "softmax", or with the first if it is not among them.
         seeds: how many, from ``seed`` on.
         tune: trials a loss (and rotation).
+        by_group: hold out every fold or speaker in turn, in whatever protocol.
         recipe_changes: as in :func:`cssoftmax.jobs.train`.
         seed: the first seed; also of trials, of held-out classes and of what they are validated on.
         amp, cpu: as in :func:`cssoftmax.jobs.train`.
@@ -86,7 +88,7 @@ def compare(
     watcher, changes = watcher or Watcher(), dict(recipe_changes or {})
     dataset = source.load(seed)
     recipe = recipes.choose(dataset.name, dataset.kind, **changes)
-    design = design_of(dataset, protocol, seed)
+    design = design_of(dataset, protocol, seed, by_group=by_group)
     setup = Setup(source, output, protocol, design, changes, seed, amp, cpu)
     settings = {
         "source": source.name,
@@ -102,6 +104,7 @@ def compare(
         "amp": amp,
         "cpu": cpu,
         "image_size": source.image_size,
+        "by_group": by_group,
         "groups": list(design.groups),
         "held_out_classes": list(design.held_out_classes),
     }
@@ -280,6 +283,6 @@ def _told(task: Task, line: Line, protocol: Protocol) -> str:
         values = ", ".join(f"{name} {value:.3g}" for name, value in line["values"].items())
         failed = f"; {line['failed']}" if "failed" in line else ""
         return f"trial {task.name}: validation score {line['score']:.4f} ({values}){failed}"
-    shown = [m for m in (*metrics.MEASURES, *metrics.OPEN_SET_MEASURES) if m.key in HEADLINES[protocol]]
+    shown = [m for m in (*metrics.MEASURES, *metrics.OPTIONAL_MEASURES) if m.key in HEADLINES[protocol]]
     values = ", ".join(f"{m.key} {metrics.format_value(m, line['measures'][m.key])}" for m in shown)
     return f"run {task.name}: {values}"

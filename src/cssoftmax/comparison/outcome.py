@@ -32,7 +32,7 @@ def outcome(
     first = found[names[0], groups[0], seeds[0]]["measures"]
     table: dict[str, dict[str, Any]] = {}
     differences: dict[str, dict[str, Any]] = {}
-    for measure in (*metrics.MEASURES, *metrics.OPEN_SET_MEASURES):
+    for measure in (*metrics.MEASURES, *metrics.OPTIONAL_MEASURES):
         if measure.key not in first:
             continue
         values = {
@@ -81,10 +81,13 @@ def command(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> str:
     words = ["cssoftmax", "compare", settings["source"], "--losses", ",".join(settings["losses"])]
     words += ["--protocol", settings["protocol"], "--seeds", settings["seeds"]]
     flags = {name: settings[name] for name in ("tune", "image_size", "seed") if settings[name]} | dict(changes)
+    if "variant" in flags:
+        flags["recipe"] = flags.pop("variant")
     if settings["amp"] != "no":
         flags["amp"] = settings["amp"]
     words += [word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", value)]
-    return shlex.join([*map(str, words), *(["--cpu"] if settings["cpu"] else [])])
+    switches = [f"--{name.replace('_', '-')}" for name in ("by_group", "cpu") if settings.get(name)]
+    return shlex.join([*map(str, words), *switches])
 
 
 def _summary(values: Sequence[float]) -> dict[str, Any]:

@@ -50,11 +50,11 @@ class Part:
     unknown: Split | None
 
 
-def design_of(dataset: Dataset, protocol: Protocol, seed: int) -> Design:
+def design_of(dataset: Dataset, protocol: Protocol, seed: int, *, by_group: bool = False) -> Design:
     """What a protocol means for a data set; see :func:`cssoftmax.comparison.compare`.
 
     Raises:
-        DataError: too few classes to hold some out.
+        DataError: too few classes to hold some out; ``by_group`` without groups to take in turn.
 
     >>> from cssoftmax.data import load_dataset
     >>> design_of(load_dataset("digits"), "verification", seed=0).groups
@@ -62,7 +62,9 @@ def design_of(dataset: Dataset, protocol: Protocol, seed: int) -> Design:
     """
     trained, tested = set(dataset.train.groups or ()), set(dataset.test.groups or ())
     groups, in_both = sorted(trained | tested), bool(trained & tested)
-    in_turn = (protocol == "closed" and not in_both) or (protocol == "verification" and in_both)
+    in_turn = by_group or (protocol == "closed" and not in_both) or (protocol == "verification" and in_both)
+    if by_group and not 1 < len(groups) <= MOST_ROTATIONS:
+        raise DataError(f"{dataset.name}: --by-group needs 2 to {MOST_ROTATIONS} folds or speakers, not {len(groups)}")
     if in_turn and 1 < len(groups) <= MOST_ROTATIONS:
         return Design(tuple(groups), ())
     return Design((None,), () if protocol == "closed" else _fifth(dataset, seed))

@@ -146,6 +146,8 @@ def _run(setup: Setup, task: Task, on_step: Callable[[Progress], None]) -> Line:
         "measures": measures,
         "settings": {key: value for key, value in config["loss"].items() if key not in ("name", "label_smoothing")},
         "lr": config["recipe"]["lr"],
+        "parameters": summary["parameters"],
+        "flops": summary["flops"],
         "device": summary["device"],
         "seconds": summary["seconds"],
     }

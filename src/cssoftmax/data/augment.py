@@ -17,7 +17,7 @@ class ImageAugment:
     """What may happen to each image of a batch; the defaults change nothing.
 
     Attributes:
-        flip: mirror half of the images left to right.
+        flip: mirror half of the images left to right in one epoch, and the other half in the next (:func:`flipped`).
         crop_padding: shift by up to so many pixels, the border filled by reflection.
         rotation: turn by up to so many degrees.
         translation: shift by up to this share of height and width.
@@ -51,16 +51,15 @@ class SoundAugment:
 def image_augmentation(config: ImageAugment) -> Augmentation:
     """Augmentation of float images (N, channels, H, W), scaled or normalised; shape, dtype and device are kept.
 
+    All but the flip, which takes turns: the training knows which samples a batch holds, and in which epoch.
+
     >>> import torch
-    >>> augment = image_augmentation(ImageAugment(flip=True, crop_padding=4))
+    >>> augment = image_augmentation(ImageAugment(crop_padding=4, cutout=8))
     >>> augment(torch.rand(8, 3, 32, 32)).shape
     torch.Size([8, 3, 32, 32])
     """
     steps: list[Augmentation] = []
-    # Flip and crop are plain indexing, 4 ms on 512 images of 32 x 32; kornia 0.9 takes 9 to 20 ms for both, as it crops
-    # image by image in a Python loop.
-    if config.flip:
-        steps.append(random_flip)
+    # The crop is plain indexing; kornia 0.9 crops image by image in a Python loop, several times slower.
     if config.crop_padding:
         steps.append(lambda images: random_crop(images, config.crop_padding))
     if config.rotation or config.translation or config.scale:
@@ -88,6 +87,28 @@ def sound_augmentation(config: SoundAugment) -> Augmentation:
     return _chain(steps)
 
 
+def averaged_views(augment: ImageAugment | SoundAugment | None) -> list[Augmentation]:
+    """The views of a test sample that test-time averaging looks at: as it is, then as training might have changed it.
+
+    Images are shifted by one pixel to the upper left and the lower right where training shifts them, and mirrored where
+    it mirrors them: six views of both. Spectrograms are rolled by a third and two thirds of the longest
+    shift, either way: five views.
+
+    >>> len(averaged_views(ImageAugment(flip=True, crop_padding=4))), len(averaged_views(None))
+    (6, 1)
+    """
+    views: list[Augmentation] = [lambda inputs: inputs]
+    if isinstance(augment, ImageAugment):
+        if augment.crop_padding or augment.translation:
+            views += [lambda images: shifted(images, -1, -1), lambda images: shifted(images, 1, 1)]
+        if augment.flip:
+            views += [lambda images, view=view: view(images).flip(3) for view in views]  # type: ignore[misc]
+    elif isinstance(augment, SoundAugment) and augment.shift:
+        steps = [round(augment.shift * share) for share in (-2 / 3, -1 / 3, 1 / 3, 2 / 3)]
+        views += [lambda inputs, step=step: inputs.roll(step, 3) for step in steps]  # type: ignore[misc]
+    return views
+
+
 def mixup(inputs: Tensor, target: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor, float]:
     """Mix each sample of a batch with another one.
 
@@ -111,9 +132,12 @@ def mixup(inputs: Tensor, target: Tensor, alpha: float) -> tuple[Tensor, Tensor,
     return torch.lerp(inputs[order], inputs, lam), target, target[order], lam
 
 
-def random_flip(images: Tensor) -> Tensor:
-    """Mirror half of the images (N, channels, H, W) left to right."""
-    mirrored = (torch.rand(len(images)) < 0.5).to(images.device)
+def flipped(images: Tensor, mirrored: Tensor) -> Tensor:
+    """Images (N, channels, H, W), those where ``mirrored`` (N,) is true left to right.
+
+    To mirror each image in every second epoch, not at random, shows the network both sides of it as often as it can.
+    Source: K. Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU" (2024), section 3.6.
+    """
     return torch.where(mirrored[:, None, None, None], images.flip(3), images)
 
 
@@ -123,6 +147,14 @@ def random_crop(images: Tensor, padding: int) -> Tensor:
     windows = F.pad(images, (padding,) * 4, mode="reflect").unfold(2, height, 1).unfold(3, width, 1)
     top, left = torch.randint(0, 2 * padding + 1, (2, number)).to(images.device)
     return windows[torch.arange(number, device=images.device), :, top, left]
+
+
+def shifted(images: Tensor, down: int, right: int) -> Tensor:
+    """Images (N, channels, H, W) moved by so many pixels, the border filled by reflection."""
+    height, width = images.shape[-2:]
+    reach = max(abs(down), abs(right))
+    padded = F.pad(images, (reach,) * 4, mode="reflect")
+    return padded[..., reach - down : reach - down + height, reach - right : reach - right + width]
 
 
 def random_shift(inputs: Tensor, frames: int) -> Tensor:

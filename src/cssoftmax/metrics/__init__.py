@@ -10,7 +10,7 @@ from cssoftmax.metrics.classification import (
     top_k_accuracy,
 )
 from cssoftmax.metrics.discriminability import class_centres, fisher_ratio, inter_class_angles, intra_class_angles
-from cssoftmax.metrics.measures import MEASURES, OPEN_SET_MEASURES, Measure, format_value, measure
+from cssoftmax.metrics.measures import MEASURES, OPTIONAL_MEASURES, Measure, format_value, measure
 from cssoftmax.metrics.open_set import max_cosine, max_log_odds, unknown_auroc
 from cssoftmax.metrics.retrieval import knn_accuracy, leave_one_out, map_at_r, recall_at_1
 from cssoftmax.metrics.significance import PairedDifference, bootstrap_interval, holm, paired_difference, paired_test
@@ -18,7 +18,7 @@ from cssoftmax.metrics.verification import equal_error_rate, pair_scores, roc, t
 
 __all__ = [
     "MEASURES",
-    "OPEN_SET_MEASURES",
+    "OPTIONAL_MEASURES",
     "Measure",
     "PairedDifference",
     "bootstrap_interval",

@@ -47,7 +47,9 @@ MEASURES = (
     Measure("map_at_r", "MAP@R", "fraction", True),
     Measure("knn_accuracy", "5-NN accuracy", "fraction", True),
 )
-OPEN_SET_MEASURES = (
+# What only some recipes and protocols measure.
+OPTIONAL_MEASURES = (
+    Measure("accuracy_tta", "Accuracy, averaged over views", "fraction", True),
     Measure("unknown_auroc_cosine", "AUROC of rejecting unknown classes, maximum cosine", "fraction", True),
     Measure("unknown_auroc_probability", "AUROC of rejecting unknown classes, maximum probability", "fraction", True),
 )

@@ -1,9 +1,30 @@
 """Small backbones that end in an embedding: batch-normalised, without a rectifier, so that it can point anywhere."""
 
-from cssoftmax.networks.image import lenet, resnet9, resnet18
-from cssoftmax.networks.layers import Standardize
+from cssoftmax.networks.image import lenet, plain3, plain5, plain7, resnet9, resnet18, whitenet
+from cssoftmax.networks.layers import Standardize, Whitening
 from cssoftmax.networks.sound import melnet
 
-NETWORKS = {"lenet": lenet, "resnet9": resnet9, "resnet18": resnet18, "melnet": melnet}
+NETWORKS = {
+    "lenet": lenet,
+    "plain3": plain3,
+    "plain5": plain5,
+    "plain7": plain7,
+    "resnet9": resnet9,
+    "resnet18": resnet18,
+    "whitenet": whitenet,
+    "melnet": melnet,
+}
 
-__all__ = ["NETWORKS", "Standardize", "lenet", "melnet", "resnet9", "resnet18"]
+__all__ = [
+    "NETWORKS",
+    "Standardize",
+    "Whitening",
+    "lenet",
+    "melnet",
+    "plain3",
+    "plain5",
+    "plain7",
+    "resnet9",
+    "resnet18",
+    "whitenet",
+]

@@ -1,8 +1,10 @@
 """Backbones for small images: (N, channels, H, W) floats to (N, embedding_size)."""
 
+from itertools import pairwise
+
 from torch import nn
 
-from cssoftmax.networks.layers import Residual, conv, embedding
+from cssoftmax.networks.layers import Residual, Whitening, conv, embedding
 
 
 def lenet(channels: int, embedding_size: int, width: int = 32) -> nn.Sequential:
@@ -22,6 +24,59 @@ def lenet(channels: int, embedding_size: int, width: int = 32) -> nn.Sequential:
         nn.Flatten(),
         embedding(16 * width, embedding_size),
     )
+
+
+def plain3(channels: int, embedding_size: int, width: int = 16) -> nn.Sequential:
+    """Ten 3x3 convolutions without padding or pooling, of 2, 3, ... 11 times ``width``; for images of 28 pixels.
+
+    Source: M3 of An, Lee, Park, Yang, So, "An ensemble of simple convolutional neural network models for MNIST digit
+    recognition" (2020), its last layer an embedding; :func:`plain5` is M5, :func:`plain7` is M7.
+
+    >>> import torch
+    >>> plain3(1, 64, width=2)(torch.zeros(2, 1, 28, 28)).shape
+    torch.Size([2, 64])
+    """
+    return _plain(channels, embedding_size, 3, [width * times for times in range(2, 12)])
+
+
+def plain5(channels: int, embedding_size: int, width: int = 32) -> nn.Sequential:
+    """Five 5x5 convolutions without padding or pooling, of 1 to 5 times ``width``; for images of 28 pixels."""
+    return _plain(channels, embedding_size, 5, [width * times for times in range(1, 6)])
+
+
+def plain7(channels: int, embedding_size: int, width: int = 48) -> nn.Sequential:
+    """Four 7x7 convolutions without padding or pooling, of 1 to 4 times ``width``; for images of 28 pixels."""
+    return _plain(channels, embedding_size, 7, [width * times for times in range(1, 5)])
+
+
+def _plain(channels: int, embedding_size: int, kernel: int, widths: list[int], side: int = 28) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise([channels, *widths]):
+        layers += [nn.Conv2d(inputs, outputs, kernel, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+    side -= (kernel - 1) * len(widths)
+    return nn.Sequential(*layers, nn.Flatten(), embedding(widths[-1] * side**2, embedding_size))
+
+
+def whitenet(channels: int, embedding_size: int, width: int = 128) -> nn.Sequential:
+    """Whitened 2x2 patches, then three groups of three convolutions, of 1, 3 and 4 times ``width``; for 32x32 images.
+
+    Source: K. Jordan's airbench96 ("94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024), its last layer an
+    embedding.
+
+    >>> import torch
+    >>> whitenet(3, 128, width=8)(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 128])
+    """
+    layers: list[nn.Module] = [Whitening(channels), nn.GELU()]
+    for inputs, outputs in pairwise([8 * channels, width, 3 * width, 4 * width]):
+        layers += [_conv3(inputs, outputs), nn.MaxPool2d(2), nn.BatchNorm2d(outputs), nn.GELU()]
+        branch = [conv(outputs, outputs, activation=nn.GELU), _conv3(outputs, outputs), nn.BatchNorm2d(outputs)]
+        layers += [Residual(nn.Sequential(*branch)), nn.GELU()]
+    return nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), embedding(4 * width, embedding_size))
+
+
+def _conv3(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
 
 
 def resnet9(channels: int, embedding_size: int, width: int = 64) -> nn.Sequential:

@@ -1,14 +1,54 @@
 """What the backbones share."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def conv(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn.Sequential:
-    """Convolution, batch normalisation, ReLU; same height and width at stride 1."""
+def conv(
+    inputs: int, outputs: int, stride: int = 1, kernel: int = 3, activation: type[nn.Module] = nn.ReLU
+) -> nn.Sequential:
+    """Convolution, batch normalisation, activation; same height and width at stride 1."""
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outputs), activation()
     )
+
+
+class Whitening(nn.Module):
+    """Frozen 2x2 convolution to decorrelated patches and their negatives: (N, c, H, W) to (N, 8 c, H - 1, W - 1).
+
+    :meth:`fit` sets its filters, the eigenvectors of the patches' covariance over the roots of their eigenvalues; until
+    then patches pass as they are. Only the bias is trained.
+
+    Source: D. Page, "How to train your ResNet" (2018); K. Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU"
+    (2024).
+
+    >>> layer = Whitening(3)
+    >>> layer.fit(torch.rand(100, 3, 8, 8))
+    >>> patches = layer(torch.rand(4, 3, 8, 8))
+    >>> patches.shape, layer.weight.requires_grad
+    (torch.Size([4, 24, 7, 7]), False)
+    """
+
+    weight: Tensor
+
+    def __init__(self, channels: int, eps: float = 5e-4) -> None:
+        super().__init__()
+        patches = torch.eye(4 * channels).reshape(-1, channels, 2, 2)
+        self.register_buffer("weight", torch.cat([patches, -patches]))
+        self.bias = nn.Parameter(torch.zeros(8 * channels))
+        self.eps = eps
+
+    @torch.no_grad()
+    def fit(self, images: Tensor) -> None:
+        """Sets the filters from images (N, channels, H, W), as the layer will see them."""
+        patches = F.unfold(images.float(), 2).transpose(1, 2).flatten(0, 1)
+        values, vectors = torch.linalg.eigh(torch.cov(patches.T).double())
+        filters = (vectors / (values.clamp(min=0) + self.eps).sqrt()).T.flip(0).reshape(-1, images.shape[1], 2, 2)
+        self.weight.copy_(torch.cat([filters, -filters]))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return F.conv2d(inputs, self.weight, self.bias)
 
 
 def embedding(inputs: int, size: int) -> nn.Sequential:

@@ -12,3 +12,14 @@ RECIPE = Recipe(
     lr=0.2,
     augment=ImageAugment(flip=True, crop_padding=4),
 )
+
+BEST = Recipe(
+    network="whitenet",
+    width=128,
+    embedding_size=128,
+    epochs=20,
+    batch_size=512,
+    lr=0.2,
+    augment=ImageAugment(flip=True, crop_padding=4, cutout=12),
+    average_views=True,
+)

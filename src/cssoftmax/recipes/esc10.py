@@ -17,3 +17,15 @@ RECIPE = Recipe(
     augment=SoundAugment(time_mask=32, frequency_mask=8, shift=32),
     mixup=0.2,
 )
+
+BEST = Recipe(
+    network="melnet",
+    width=32,
+    embedding_size=128,
+    epochs=200,
+    batch_size=32,
+    lr=0.05,
+    augment=SoundAugment(time_mask=32, frequency_mask=8, shift=108),
+    mixup=0.2,
+    average_views=True,
+)

@@ -16,3 +16,14 @@ RECIPE = Recipe(
     lr=0.05,
     augment=SoundAugment(time_mask=8, frequency_mask=8, shift=4),
 )
+
+BEST = Recipe(
+    network="melnet",
+    width=32,
+    embedding_size=128,
+    epochs=30,
+    batch_size=64,
+    lr=0.05,
+    augment=SoundAugment(time_mask=8, frequency_mask=8, shift=4),
+    average_views=True,
+)

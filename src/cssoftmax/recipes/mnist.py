@@ -12,3 +12,15 @@ RECIPE = Recipe(
     lr=0.1,
     augment=ImageAugment(crop_padding=2),
 )
+
+BEST = Recipe(
+    network="plain5",
+    width=32,
+    embedding_size=128,
+    epochs=20,
+    batch_size=128,
+    lr=0.1,
+    ema=0.999,
+    augment=ImageAugment(rotation=15, translation=0.12, scale=0.1),
+    average_views=True,
+)

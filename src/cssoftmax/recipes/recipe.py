@@ -51,6 +51,7 @@ class Recipe:
         ema: decay of the moving average of the weights that is evaluated and saved; 0 averages nothing.
         mixup: alpha of the Beta distribution; 0 mixes nothing.
         augment: of the training batches.
+        average_views: measure the accuracy also with logits averaged over shifted and mirrored views of each sample.
     """
 
     network: str
@@ -69,6 +70,7 @@ class Recipe:
     ema: float = 0.0
     mixup: float = 0.0
     augment: ImageAugment | SoundAugment | None = None
+    average_views: bool = False
 
     def __post_init__(self) -> None:
         if self.network not in NETWORKS:

@@ -9,13 +9,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from cssoftmax import files
-from cssoftmax.metrics import MEASURES, OPEN_SET_MEASURES, Measure, format_value
+from cssoftmax.metrics import MEASURES, OPTIONAL_MEASURES, Measure, format_value
 from cssoftmax.report.figures import GREY, INK, OTHER, OWN, png, styled
 from cssoftmax.report.markdown import Table, escape, markdown
 
 Result = Mapping[str, Any]
 
-BY_KEY = {measure.key: measure for measure in (*MEASURES, *OPEN_SET_MEASURES)}
+BY_KEY = {measure.key: measure for measure in (*MEASURES, *OPTIONAL_MEASURES)}
 COLORS = {"better": OWN, "worse": OTHER, "noise": GREY, "untested": GREY, "baseline": INK}
 MARKS = {"better": " ▲", "worse": " ▼"}
 
