@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTHON := python3
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint types results-table clean
+.PHONY: demo test lint types results results-gpu results-table clean
 
 demo: $(VENV)/train.stamp
 	@rm -rf runs/demo
@@ -25,6 +25,14 @@ types: $(VENV)/test.stamp
 
 results-table: $(VENV)/test.stamp
 	$(BIN)/python tools/render_tables.py
+
+# Hours on a CPU; interrupted, it goes on where it stopped. DATA is a folder with the data sets, or empty for the hub.
+results: $(VENV)/train.stamp
+	$(BIN)/python tools/run_recipes.py $(if $(DATA),--data-root $(DATA))
+
+# Five seeds of everything, and the networks that are too large for a CPU.
+results-gpu: $(VENV)/train.stamp
+	$(BIN)/python tools/run_recipes.py --gpu $(if $(DATA),--data-root $(DATA))
 
 clean:
 	rm -rf $(VENV) build dist runs/demo

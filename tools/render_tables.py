@@ -9,6 +9,7 @@ A table stands between `<!-- table NAME -->` and `<!-- /table -->`; NAME is a ke
 import argparse
 import json
 import re
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,45 @@ def results_table() -> str:
     return "\n\n".join(parts)
 
 
-TABLES = {"results": results_table, "defaults": lambda: defaults_table(ROOT / "results" / "defaults")}
+def recipes_table() -> str:
+    """Every row of results/summary.json; accuracy in percent, mean and deviation over the seeds."""
+    path = ROOT / "results" / "summary.json"
+    rows = json.loads(path.read_text()) if path.exists() else []
+    if not rows:
+        return "No recipe has been run yet."
+    table = [["Data", "Loss", "Seeds", "Accuracy", "averaged over views", "Parameters", "PFLOP", "Minutes", "Device"]]
+    for row in rows:
+        table.append(
+            [
+                row["dataset"] + ("" if row["split"] == "test" else f" ({row['split']})") + f": {row['recipe']}",
+                row["loss"],
+                str(len(row["seeds"])),
+                *(spread(row[key]) for key in ("accuracy", "accuracy_tta")),
+                f"{row['parameters']:,}",
+                f"{row['flops'] / 1e15:.2f}",
+                f"{row['seconds'] / 60:.0f}",
+                row["device"],
+            ]
+        )
+    commands = "\n".join(f"- `{command}`" for command in dict.fromkeys(row["command"] for row in rows))
+    return f"{markdown(table)}\n\n{commands}"
+
+
+def spread(values: list[float]) -> str:
+    """Mean and deviation.
+
+    >>> spread([99.5, 99.7]), spread([95.46])
+    ('99.60 ± 0.14', '95.46')
+    """
+    mean = f"{statistics.fmean(values):.2f}"
+    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+
+
+TABLES = {
+    "recipes": recipes_table,
+    "results": results_table,
+    "defaults": lambda: defaults_table(ROOT / "results" / "defaults"),
+}
 
 
 def render(text: str) -> str:

@@ -126,6 +126,8 @@ def fit(
     peaks = [group["lr"] for group in optimizer.param_groups]
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = _moving_average(model, recipe.ema) if recipe.ema else None
+    if device.type == "cuda":
+        model.network.compile()
     network, loss, prepared = accelerator.prepare(model.network, model.loss, optimizer)
 
     batch_size = min(recipe.batch_size, len(target))

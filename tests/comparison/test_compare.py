@@ -107,7 +107,7 @@ def test_a_comparison_killed_in_two_processes_ends_as_one_never_interrupted_in_o
     assert list((output / "trials").iterdir()) == []
 
 
-def test_what_is_done_is_not_done_again_and_a_loss_may_be_added(tmp_path, monkeypatch):
+def test_what_is_done_is_not_done_again_and_losses_and_seeds_may_be_added(tmp_path, monkeypatch):
     first = run(tmp_path, tune=0, seeds=1)
     told = []
     again = run(tmp_path, tune=0, seeds=1, watcher=Watcher(on_line=told.append))
@@ -115,6 +115,12 @@ def test_what_is_done_is_not_done_again_and_a_loss_may_be_added(tmp_path, monkey
     more = run(tmp_path, tune=0, seeds=1, losses=(*PAIR, "normface"), watcher=Watcher(on_line=told.append))
     assert [line.split(":")[0] for line in told] == ["run normface-0"]
     assert more["measures"]["accuracy"]["softmax"] == first["measures"]["accuracy"]["softmax"]
+    told.clear()
+    grown = run(tmp_path, tune=0, seeds=2, losses=(*PAIR, "normface"), watcher=Watcher(on_line=told.append))
+    assert sorted(line.split(":")[0] for line in told) == [
+        f"run {loss}-1" for loss in ("cs-softmax", "normface", "softmax")
+    ]
+    assert grown["seeds"] == [0, 1]
 
 
 def test_an_interruption_says_that_the_same_command_goes_on(tmp_path, monkeypatch):
@@ -135,7 +141,7 @@ def test_an_interruption_says_that_the_same_command_goes_on(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"seeds": 3}, "seeds: 3, but the comparison in .* was begun with 2"),
+        ({"seeds": 1}, "seeds: 1 are fewer than the 2 of the comparison in"),
         ({"tune": 3}, "tune: 3"),
         ({"recipe_changes": TINY | {"epochs": 2}}, "epochs: 2, but .* with 1"),
         ({"protocol": "open"}, "protocol: open"),

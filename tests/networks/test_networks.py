@@ -6,7 +6,7 @@ import torch
 from cssoftmax.networks import NETWORKS, Standardize, Whitening
 
 SIZES = {
-    **dict.fromkeys(("lenet", "resnet9", "resnet18"), (8, 28, 32, 64)),
+    **dict.fromkeys(("lenet", "resnet9", "resnet18", "wideresnet"), (8, 28, 32, 64)),
     "whitenet": (16, 28, 32, 64),
     **dict.fromkeys(("plain3", "plain5", "plain7"), (28,)),
 }
@@ -40,7 +40,7 @@ def test_every_parameter_learns_and_no_embedding_is_rectified(name):
 def test_width_scales_the_first_layer():
     for name, network in NETWORKS.items():
         first = next(p for p in network(1, 4, width=3).parameters() if p.ndim == 4)
-        assert len(first) == (6 if name == "plain3" else 3), name
+        assert len(first) == {"plain3": 6, "wideresnet": 16}.get(name, 3), name
 
 
 def test_standardized_channels_have_mean_0_and_deviation_1_and_the_statistics_are_saved():

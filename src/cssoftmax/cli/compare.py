@@ -14,7 +14,8 @@ from cssoftmax.networks import NETWORKS
 COMPARE_HELP = """Compare losses on SOURCE: same data, network, first weights, batches, budget; only the loss differs.
 
 The folder receives comparison.md with a table, paired differences, a box plot and a conclusion; comparison.json; and
-every training as it finishes. The same command goes on with a comparison that was interrupted; losses may be added.
+every training as it finishes. The same command goes on with a comparison that was interrupted; losses and
+seeds may be added.
 
 \b
 Protocols:

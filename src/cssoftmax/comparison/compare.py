@@ -239,7 +239,7 @@ def _locked(folder: Path) -> Iterator[None]:
 def _write_settings(path: Path, settings: Mapping[str, Any]) -> None:
     """Writes the settings down, or makes sure that they are those which the comparison was begun with.
 
-    Losses may be added: the others' trainings know nothing of them.
+    Losses and seeds may be added: the others' trainings know nothing of them.
     """
     now = json.loads(json.dumps(settings))
     if path.exists():
@@ -259,8 +259,13 @@ def _write_settings(path: Path, settings: Mapping[str, Any]) -> None:
                 f"losses: {', '.join(dropped)} is part of the comparison in {path.parent}; name it too, or give "
                 "another --output"
             )
+        if after["seeds"] < (before["seeds"] or 0):
+            raise ComparisonError(
+                f"seeds: {after['seeds']} are fewer than the {before['seeds']} of the comparison in {path.parent}; "
+                "give as many, or another --output"
+            )
         for key in after:
-            if key != "losses" and before.get(key) != after[key]:
+            if key not in ("losses", "seeds") and before.get(key) != after[key]:
                 raise ComparisonError(
                     f"{key}: {after[key]}, but the comparison in {path.parent} was begun with {before.get(key)}; give "
                     "that, or another --output"

@@ -1,6 +1,6 @@
 """Small backbones that end in an embedding: batch-normalised, without a rectifier, so that it can point anywhere."""
 
-from cssoftmax.networks.image import lenet, plain3, plain5, plain7, resnet9, resnet18, whitenet
+from cssoftmax.networks.image import lenet, plain3, plain5, plain7, resnet9, resnet18, whitenet, wideresnet
 from cssoftmax.networks.layers import Standardize, Whitening
 from cssoftmax.networks.sound import melnet
 
@@ -12,6 +12,7 @@ NETWORKS = {
     "resnet9": resnet9,
     "resnet18": resnet18,
     "whitenet": whitenet,
+    "wideresnet": wideresnet,
     "melnet": melnet,
 }
 
@@ -27,4 +28,5 @@ __all__ = [
     "resnet9",
     "resnet18",
     "whitenet",
+    "wideresnet",
 ]

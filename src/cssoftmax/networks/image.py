@@ -123,6 +123,43 @@ def resnet18(channels: int, embedding_size: int, width: int = 64) -> nn.Sequenti
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), embedding(inputs, embedding_size))
 
 
+def wideresnet(channels: int, embedding_size: int, width: int = 160) -> nn.Sequential:
+    """WideResNet-28 for 32x32 images: three stages of four pre-activated blocks; 160 is the usual "28-10".
+
+    Source: Zagoruyko, Komodakis, "Wide Residual Networks" (2016), without dropout, its last layer an embedding.
+
+    >>> import torch
+    >>> wideresnet(3, 128, width=4)(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 128])
+    """
+    layers: list[nn.Module] = [nn.Conv2d(channels, 16, 3, 1, 1, bias=False)]
+    inputs = 16
+    for stage in range(3):
+        outputs = width * 2**stage
+        for block in range(4):
+            layers.append(_pre_activated_block(inputs, outputs, stride=2 if stage > 0 and block == 0 else 1))
+            inputs = outputs
+    return nn.Sequential(
+        *layers,
+        nn.BatchNorm2d(inputs),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        embedding(inputs, embedding_size),
+    )
+
+
+def _pre_activated_block(inputs: int, outputs: int, stride: int) -> Residual:
+    branch = nn.Sequential(
+        nn.BatchNorm2d(inputs),
+        nn.ReLU(),
+        conv(inputs, outputs, stride),
+        nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
+    )
+    plain = stride == 1 and inputs == outputs
+    return Residual(branch, None if plain else nn.Conv2d(inputs, outputs, 1, stride, bias=False))
+
+
 def _basic_block(inputs: int, outputs: int, stride: int) -> Residual:
     branch = nn.Sequential(
         conv(inputs, outputs, stride), nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs)
