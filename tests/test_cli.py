@@ -62,8 +62,8 @@ def test_train_evaluate_and_report_print_the_measures_a_line_each(command, make_
     assert any(line.startswith("Angle to own class centre, std over classes  ") for line in lines)
     assert len(lines) == 18
     assert len({len(line) for line in lines[:-1]}) == 1
-    assert lines[-1] == "report: runs/photos-cs-softmax-0/report.md"
-    assert (tmp_path / "runs/photos-cs-softmax-0/report.md").exists()
+    assert lines[-1] == "report: runs/photos-cs-softmax-0/report.html"
+    assert (tmp_path / "runs/photos-cs-softmax-0/report.html").exists()
     assert err.splitlines()[0].startswith("photos: 20 training and 4 evaluation samples, 2 classes; resnet9")
     assert [line.split()[:2] for line in err.splitlines()[1:]] == [["epoch", "1/2"], ["epoch", "2/2"]]
 
@@ -75,7 +75,7 @@ def test_train_evaluate_and_report_print_the_measures_a_line_each(command, make_
     code, out, err = command("report", "plain", "runs/photos-cs-softmax-0", "-o", "both")
     assert (code, err) == (0, "")
     assert out.split()[:3] == ["measure", "plain", "photos-cs-softmax-0"]
-    assert out.splitlines()[-1] == "report: both/report.md"
+    assert out.splitlines()[-1] == "report: both/report.html"
 
 
 def test_a_terminal_sees_a_bar_with_the_time_left(command, make_photos, monkeypatch):

@@ -1,21 +1,32 @@
 """Training, resuming and measuring, from data to a run's folder."""
 
+import io
 import json
 import math
 import os
 import signal
 
+import numpy as np
 import pytest
+import soundfile
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from cssoftmax import files, jobs, losses, metrics, training
-from cssoftmax.data import DataError
+from cssoftmax.data import DataError, load_dataset
 from cssoftmax.jobs import JobError, Source, Watcher
 from cssoftmax.recipes import RecipeError
 from cssoftmax.training import Interrupted
 
-FILES = ["config.json", "evaluation.safetensors", "metrics.jsonl", "summary.json", "weights.safetensors"]
+FILES = [
+    "config.json",
+    "evaluation.safetensors",
+    "metrics.jsonl",
+    "samples.safetensors",
+    "summary.json",
+    "weights.safetensors",
+]
 TINY = {"width": 2, "embedding_size": 8, "epochs": 2, "batch_size": 8}
 
 
@@ -109,8 +120,27 @@ def test_every_loss_trains_and_is_rebuilt_from_its_run(run, loss):
     rebuilt = jobs.load_model(folder).loss
     assert isinstance(rebuilt, losses.LOSSES[loss])
     assert rebuilt.label_smoothing == 0.1
-    curve = jobs.logit_curve(folder)
-    assert curve["positive"].shape == curve["negative"].shape == curve["cosines"].shape == (401,)
+
+
+def test_a_run_keeps_pictures_of_what_a_person_should_see(run):
+    folder = run("run")
+    kept, measured = load_file(folder / "samples.safetensors"), load_file(folder / "evaluation.safetensors")
+    assert sorted(kept["rows"].tolist()) == list(range(len(measured["target"])))  # so few that all are kept
+    assert kept["ends"][-1] == len(kept["bytes"])
+    first = kept["bytes"][: kept["ends"][0]].numpy().tobytes()
+    image = torch.from_numpy(np.array(Image.open(io.BytesIO(first))))
+    dataset = load_dataset(read(folder / "config.json")["source"]["name"])
+    original = dataset.test.inputs[kept["rows"][0]].permute(1, 2, 0)
+    assert image.shape == original.shape and (image.float().mean() - original.float().mean()).abs() < 8
+
+
+def test_a_run_on_sounds_keeps_recordings(tones, tmp_path):
+    folder = jobs.train(Source(str(tones)), tmp_path / "run", recipe_changes=TINY | {"epochs": 1})
+    kept = load_file(folder / "samples.safetensors")
+    assert len(kept["rows"]) == 4
+    sound, rate = soundfile.read(io.BytesIO(kept["bytes"][: kept["ends"][0]].numpy().tobytes()))
+    assert len(sound) / rate == pytest.approx(0.1, abs=0.05)
+    assert 0.2 < abs(sound).max() <= 1
 
 
 def test_label_smoothing_reaches_the_loss(run):

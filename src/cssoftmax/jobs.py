@@ -4,9 +4,9 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from accelerate import Accelerator
@@ -16,7 +16,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cssoftmax import __version__, files, losses, metrics, processor, recipes, training
-from cssoftmax.data import Dataset, Split, channel_statistics, hold_out_classes, load_dataset, validation_split
+from cssoftmax.data import (
+    Dataset,
+    Split,
+    channel_statistics,
+    hold_out_classes,
+    load_dataset,
+    pictures,
+    recordings,
+    validation_split,
+)
 from cssoftmax.data.augment import ImageAugment, SoundAugment
 from cssoftmax.networks import NETWORKS, Standardize, Whitening
 from cssoftmax.recipes import Recipe
@@ -26,6 +35,9 @@ Amp = Literal["no", "bf16", "fp16"]
 
 # k-NN compares with at most this many training samples.
 NEIGHBOURS = 10_000
+# Samples that a run keeps to be looked at or listened to: at random, and of each kind of interesting ones.
+SHOWN = {"image": 600, "sound": 300}
+REMARKABLE = 12
 
 
 class JobError(ValueError):
@@ -71,16 +83,6 @@ class Watcher:
     on_phase: Callable[[str], None] = lambda phase: None
 
 
-class LogitCurve(TypedDict):
-    """P(c) and N(c) of a loss, without the scale, over cosines c (K,)."""
-
-    name: str
-    scale: float
-    cosines: Tensor
-    positive: Tensor
-    negative: Tensor
-
-
 def train(
     source: Source,
     output: Path,
@@ -98,8 +100,9 @@ def train(
     Into it go ``config.json`` (all that is needed to repeat the run), ``metrics.jsonl`` (a line an epoch),
     ``checkpoint.safetensors`` (until the run is done), ``weights.safetensors`` (network and class weights),
     ``summary.json`` and ``evaluation.safetensors`` (the measures, embeddings and logits of the test split, or of the
-    validation split where ``source`` holds one out). The weights are those after the last epoch. Nothing is written
-    before everything that was asked for is known to fit together.
+    validation split where ``source`` holds one out), and ``samples.safetensors`` (a few hundred small pictures or
+    recordings of that split, to be looked at in a report). The weights are those after the last epoch. Nothing is
+    written before everything that was asked for is known to fit together.
 
     Raises:
         JobError: the folder holds a run already, or a setting does not fit.
@@ -143,19 +146,20 @@ def resume(run: Path, *, data_root: Path | None = None, watcher: Watcher | None 
 
     ``data_root`` replaces the run's own, for data that have moved.
     """
-    config = read_config(run)
+    config = _moved(read_config(run), data_root)
     if (run / "summary.json").exists():
         raise JobError(f"{run}: this run is complete; `cssoftmax evaluate {run}` measures it anew")
-    dataset = _dataset(config, data_root)
+    dataset = _dataset(config)
     model, accelerator = prepare(config, dataset)
     return _run(run, config, dataset, model, accelerator, watcher or Watcher())
 
 
 def evaluate(run: Path, *, data_root: Path | None = None, watcher: Watcher | None = None) -> dict[str, float]:
-    """Measures a trained run again on its test split and rewrites ``summary.json`` and ``evaluation.safetensors``."""
-    config = read_config(run)
+    """Measures a trained run again on its test split and rewrites ``summary.json``, ``evaluation.safetensors``
+    and ``samples.safetensors``."""
+    config = _moved(read_config(run), data_root)
     model = load_model(run, config)
-    dataset = _dataset(config, data_root)
+    dataset = _dataset(config)
     return _evaluate(run, config, dataset, model, accelerator_of(config), watcher or Watcher())
 
 
@@ -191,21 +195,6 @@ def load_model(run: Path, config: Mapping[str, Any] | None = None) -> Classifier
         reason = str(error).splitlines()[0].rstrip(":")
         raise JobError(f"{path}: these weights cannot be loaded ({reason}); restore it, or train anew") from error
     return model
-
-
-def logit_curve(run: Path, points: int = 401) -> LogitCurve:
-    """P(c) and N(c) of a run's loss over cosines from -1 to 1."""
-    config = read_config(run)
-    loss = load_model(run, config).loss.eval()
-    cosines = torch.linspace(-1, 1, points, dtype=torch.float64)
-    rows = loss.similarity.rows(cosines, torch.ones_like(cosines), torch.zeros(points, dtype=torch.int64))
-    return {
-        "name": config["loss"]["name"],
-        "scale": float(loss.scale),
-        "cosines": cosines,
-        "positive": loss.similarity.positive(cosines, rows),
-        "negative": loss.similarity.negative(cosines, rows),
-    }
 
 
 def versions() -> dict[str, str]:
@@ -335,6 +324,7 @@ def _evaluate(
             "class_weights": _class_weights(model.loss, embeddings, dataset.test.target),
         },
     )
+    _write_samples(run / "samples.safetensors", config, dataset, embeddings, logits)
     files.write_json(
         run / "summary.json",
         {
@@ -351,6 +341,36 @@ def _evaluate(
         },
     )
     return measures
+
+
+def _write_samples(path: Path, config: Mapping[str, Any], dataset: Dataset, embeddings: Tensor, logits: Tensor) -> None:
+    """Pictures or recordings of some test samples: ``rows`` (M,), ``ends`` (M,) of their files in ``bytes``."""
+    rows = torch.tensor(_remarkable(embeddings, logits, dataset.test.target, SHOWN[dataset.kind]))
+    if dataset.kind == "image":
+        encoded = pictures(dataset.test.inputs[rows])
+    else:
+        assert dataset.test.rows is not None
+        source = _source(config)
+        encoded = recordings(source.name, source.data_root, dataset.test.rows[rows].tolist())
+    files.write_tensors(
+        path,
+        {
+            "rows": rows,
+            "ends": torch.tensor([len(file) for file in encoded]).cumsum(0),
+            "bytes": torch.frombuffer(bytearray(b"".join(encoded)), dtype=torch.uint8),
+        },
+        {"type": "image/webp" if dataset.kind == "image" else "audio/mpeg"},
+    )
+
+
+def _remarkable(embeddings: Tensor, logits: Tensor, target: Tensor, count: int) -> list[int]:
+    """Rows to show: ``count`` at random, then the hardest pairs, the surest errors and each class's typical sample."""
+    rows = torch.randperm(len(target), generator=torch.Generator().manual_seed(0))[:count].tolist()
+    for same in (True, False):
+        rows += metrics.hardest_pairs(embeddings, target, REMARKABLE, same=same)[0].flatten().tolist()
+    rows += metrics.surest_errors(logits, target, REMARKABLE).tolist()
+    rows += metrics.typical_samples(embeddings, target).values()
+    return list(dict.fromkeys(rows))
 
 
 def _seconds(log: Path) -> float:
@@ -379,9 +399,14 @@ def _source(config: Mapping[str, Any]) -> Source:
     return Source(**saved)
 
 
-def _dataset(config: Mapping[str, Any], data_root: Path | None) -> Dataset:
+def _moved(config: dict[str, Any], data_root: Path | None) -> dict[str, Any]:
+    """The config of a run whose data are now elsewhere."""
+    return config if data_root is None else config | {"source": config["source"] | {"data_root": str(data_root)}}
+
+
+def _dataset(config: Mapping[str, Any]) -> Dataset:
     source = _source(config)
-    dataset = (replace(source, data_root=data_root) if data_root else source).load(config["seed"])
+    dataset = source.load(config["seed"])
     if dataset.fingerprint != config["fingerprint"]:
         raise JobError(f"{source.name}: the data are not those this run was made with; train anew")
     return dataset
@@ -418,7 +443,7 @@ def _some(split: Split, count: int, seed: int) -> Split:
     if len(split.target) <= count:
         return split
     rows = torch.randperm(len(split.target), generator=torch.Generator().manual_seed(seed))[:count]
-    return replace(split, inputs=split.inputs[rows], target=split.target[rows], groups=None)
+    return Split(split.inputs[rows], split.target[rows], None)
 
 
 def _keep_lines(path: Path, count: int) -> None:

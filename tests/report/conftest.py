@@ -8,10 +8,28 @@ import torch
 from safetensors.torch import save_file
 from torch.nn.functional import normalize
 
+from cssoftmax import files
+from cssoftmax.data import pictures
+
 
 @pytest.fixture
-def make_run(tmp_path):
-    def make(name="run", classes=4, size=8, samples=120, noise=0.1, names=None, loss=None, measures=None, seed=0):
+def write_samples():
+    def write(folder, rows, encoded, kind):
+        tensors = {
+            "rows": torch.tensor(list(rows)),
+            "ends": torch.tensor([len(file) for file in encoded]).cumsum(0),
+            "bytes": torch.frombuffer(bytearray(b"".join(encoded)), dtype=torch.uint8),
+        }
+        files.write_tensors(folder / "samples.safetensors", tensors, {"type": kind})
+
+    return write
+
+
+@pytest.fixture
+def make_run(tmp_path, write_samples):
+    def make(
+        name="run", classes=4, size=8, samples=120, noise=0.1, names=None, loss=None, measures=None, seed=0, shown=0
+    ):
         folder = tmp_path / name
         folder.mkdir()
         generator = torch.Generator().manual_seed(seed)
@@ -56,6 +74,9 @@ def make_run(tmp_path):
             {"embeddings": embeddings, "target": target, "logits": logits, "class_weights": 2 * weights},
             folder / "evaluation.safetensors",
         )
+        if shown:
+            images = torch.randint(256, (shown, 3, 8, 8), generator=generator, dtype=torch.uint8)
+            write_samples(folder, range(shown), pictures(images), "image/webp")
         return folder
 
     return make

@@ -32,7 +32,7 @@ Examples:
 
 Settings that are left out come from the recipe of the data set, or of its kind: its quick one, or
 --recipe best. The run's folder receives config.json
-(all that is needed to repeat it), metrics.jsonl (a line an epoch), weights.safetensors, summary.json and report.md.
+(all that is needed to repeat it), metrics.jsonl (a line an epoch), weights.safetensors, summary.json and report.html.
 Ctrl-C stops after saving.
 """
 
@@ -165,12 +165,12 @@ def evaluate(
 @explained
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders that `cssoftmax train` wrote.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for report.md and its pictures.")] = Path(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page, NAME.html, or a folder for it.")] = Path(
         "report"
     ),
     quiet: Quiet = False,
 ) -> None:
-    """Put runs side by side: one table of all measures, and pictures.
+    """Put runs side by side on one HTML page: measures, plots, samples, and an explorer of margins.
 
     \b
     Example:
@@ -184,8 +184,7 @@ def _show(runs: Sequence[Path], folder: Path, display: "Display") -> None:
     """Writes the report of the runs into a folder; prints the table of measures and the report's path."""
     display.phase("drawing the report")
     loaded = [reports.load_run(run) for run in runs]
-    curves = [reports.LogitCurve(**jobs.logit_curve(run)) for run in runs]
-    path = reports.write_report(runs, folder, curves=curves)
+    path = reports.write_report(runs, folder)
     display.close()
     for line in aligned(reports.measures_table(loaded)):
         out.print(line, markup=False)

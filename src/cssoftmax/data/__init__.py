@@ -9,6 +9,7 @@ from cssoftmax.data.dataset import (
     validation_group,
     validation_split,
 )
+from cssoftmax.data.preview import pictures, recordings
 from cssoftmax.data.sources import DataError
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
     "channel_statistics",
     "hold_out_classes",
     "load_dataset",
+    "pictures",
+    "recordings",
     "validation_group",
     "validation_split",
 ]

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 from cssoftmax.data.cache import FORMAT, Samples, default_cache_dir, read_cache, write_cache
 from cssoftmax.data.image import decode_images, resize_crop, stack_images
 from cssoftmax.data.sound import NAMED, decode_sounds
-from cssoftmax.data.sources import DataError, Kind, Table, find_source, natural_key
+from cssoftmax.data.sources import DataError, Kind, Table, find_source, named_folder, natural_key
 
 
 @dataclass(frozen=True)
@@ -26,11 +25,13 @@ class Split:
         inputs: images, uint8 (N, channels, H, W), or log-mel spectrograms in decibels, float32 (N, 1, mels, frames).
         target: index of the class of each sample, int64 (N,).
         groups: fold or speaker of each sample, where the data set has them.
+        rows: place of each sample in its source, int64 (N,); None where there is no source.
     """
 
     inputs: Tensor
     target: Tensor
     groups: tuple[str, ...] | None
+    rows: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def load_dataset(
     if source == "digits":
         name, key, samples = "digits", f"digits {image_size}", _digits(image_size)
     else:
-        found = find_source(source, _data_root(data_root))
+        found = find_source(source, named_folder(data_root))
         parameters = NAMED.get(found.name)
         name = found.name
         described = [FORMAT, name, found.digest, image_size, parameters and asdict(parameters)]
@@ -270,13 +271,6 @@ def _samples(table: Table, inputs: Tensor) -> Samples:
     )
 
 
-def _data_root(data_root: Path | None) -> Path | None:
-    if data_root is not None:
-        return data_root.expanduser()
-    root = os.environ.get("CSSOFTMAX_DATA")
-    return Path(root).expanduser() if root else None
-
-
 def _is_test(samples: Samples, name: str, test_group: str | None, seed: int) -> Tensor:
     groups = sorted(set(samples.groups or ()), key=natural_key)
     if test_group is not None and test_group not in groups:
@@ -291,13 +285,14 @@ def _is_test(samples: Samples, name: str, test_group: str | None, seed: int) -> 
 
 
 def _take(samples: Samples, mask: Tensor) -> Split:
-    return _select(Split(samples.inputs, samples.target, samples.groups), mask)
+    return _select(Split(samples.inputs, samples.target, samples.groups, torch.arange(len(samples.target))), mask)
 
 
 def _select(split: Split, mask: Tensor) -> Split:
     groups = split.groups
     chosen = None if groups is None else tuple(groups[index] for index in mask.nonzero().flatten().tolist())
-    return Split(split.inputs[mask], split.target[mask], chosen)
+    rows = None if split.rows is None else split.rows[mask]
+    return Split(split.inputs[mask], split.target[mask], chosen, rows)
 
 
 def _check(name: str, classes: Sequence[str], train: Split, test: Split) -> None:

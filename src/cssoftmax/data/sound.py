@@ -62,7 +62,7 @@ def decode_sounds(table: Table, parameters: LogMel | None = None) -> Tensor:
     batches = [range(start, min(start + BATCH, len(table.data))) for start in range(0, len(table.data), BATCH)]
     spectrograms = []
     for batch in track(batches, len(batches), "decoding sounds"):
-        waveforms = [_read(table.data[index], table.describe(index), parameters.sample_rate) for index in batch]
+        waveforms = [read_sound(table.data[index], table.describe(index), parameters.sample_rate) for index in batch]
         spectrograms.append(log_mel(np.stack([_centre(waveform, samples) for waveform in waveforms]), parameters))
     return torch.from_numpy(np.concatenate(spectrograms)[:, None])
 
@@ -99,7 +99,7 @@ def _centre(waveform: Array, samples: int) -> Array:
     return np.pad(waveform, (spare // 2, spare - spare // 2))
 
 
-def _read(data: bytes | Path, name: str, rate: int) -> Array:
+def read_sound(data: bytes | Path, name: str, rate: int) -> Array:
     """Decode one sound to a mono waveform (samples,) at a rate in Hz."""
     import librosa
     import soundfile

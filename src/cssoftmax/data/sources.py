@@ -1,6 +1,7 @@
 """Where the samples come from: a name, a folder, parquet files or the Hugging Face hub, all read to one ``Table``."""
 
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -77,6 +78,14 @@ class _Record:
     label: str
     split: str
     group: str | None
+
+
+def named_folder(data_root: Path | None) -> Path | None:
+    """The folder that holds the named data sets: the one given, else ``$CSSOFTMAX_DATA``."""
+    if data_root is not None:
+        return data_root.expanduser()
+    root = os.environ.get("CSSOFTMAX_DATA")
+    return Path(root).expanduser() if root else None
 
 
 def find_source(source: str, data_root: Path | None) -> Source:

@@ -10,7 +10,8 @@ from cssoftmax.metrics.classification import (
     top_k_accuracy,
 )
 from cssoftmax.metrics.discriminability import class_centres, fisher_ratio, inter_class_angles, intra_class_angles
-from cssoftmax.metrics.measures import MEASURES, OPTIONAL_MEASURES, Measure, format_value, measure
+from cssoftmax.metrics.examples import class_margins, hardest_pairs, surest_errors, typical_samples
+from cssoftmax.metrics.measures import MEASURES, OPTIONAL_MEASURES, Measure, format_difference, format_value, measure
 from cssoftmax.metrics.open_set import max_cosine, max_log_odds, unknown_auroc
 from cssoftmax.metrics.retrieval import knn_accuracy, leave_one_out, map_at_r, recall_at_1
 from cssoftmax.metrics.significance import PairedDifference, bootstrap_interval, holm, paired_difference, paired_test
@@ -23,11 +24,14 @@ __all__ = [
     "PairedDifference",
     "bootstrap_interval",
     "class_centres",
+    "class_margins",
     "confusion_matrix",
     "equal_error_rate",
     "expected_calibration_error",
     "fisher_ratio",
+    "format_difference",
     "format_value",
+    "hardest_pairs",
     "holm",
     "inter_class_angles",
     "intra_class_angles",
@@ -43,7 +47,9 @@ __all__ = [
     "paired_test",
     "recall_at_1",
     "roc",
+    "surest_errors",
     "top_k_accuracy",
     "true_accept_rate",
+    "typical_samples",
     "unknown_auroc",
 ]

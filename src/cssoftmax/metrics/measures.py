@@ -134,3 +134,23 @@ def format_value(measure: Measure, value: float) -> str:
             return f"{value:.4g}"
         case "count":
             return f"{value:,.0f}"
+
+
+def format_difference(measure: Measure, value: float) -> str:
+    """A difference for people, with its sign; of fractions in percentage points.
+
+    >>> by_key = {measure.key: measure for measure in MEASURES}
+    >>> format_difference(by_key["accuracy"], 0.0123), format_difference(by_key["intra_class_degrees_mean"], -4.9)
+    ('+1.23 points', '-4.9°')
+    """
+    match measure.unit:
+        case "fraction":
+            return f"{100 * value:+.2f} points"
+        case "degrees":
+            return f"{value:+.1f}°"
+        case "nats":
+            return f"{value:+.4f} nats"
+        case "ratio":
+            return f"{value:+.4g}"
+        case "count":
+            return f"{value:+,.0f}"

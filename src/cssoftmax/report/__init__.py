@@ -1,16 +1,9 @@
-"""Reports of finished runs: one table of all measures, pictures, and how each run was made."""
+"""Reports of finished runs: one page with measures, plots, samples and how each run was made; and comparisons."""
 
 from cssoftmax.report.comparison import box_plot, conclusion, difference_table, summary_table, write_comparison
-from cssoftmax.report.figures import (
-    LogitCurve,
-    confusion,
-    cosine_histogram,
-    cosines,
-    embedding_map,
-    learning_curves,
-    logit_curves,
-)
-from cssoftmax.report.markdown import class_table, measures_table, write_report
+from cssoftmax.report.figures import LogitCurve, logit_curves
+from cssoftmax.report.markdown import measures_table
+from cssoftmax.report.page import write_report
 from cssoftmax.report.run import Run, RunError, load_run
 
 __all__ = [
@@ -18,14 +11,8 @@ __all__ = [
     "Run",
     "RunError",
     "box_plot",
-    "class_table",
     "conclusion",
-    "confusion",
-    "cosine_histogram",
-    "cosines",
     "difference_table",
-    "embedding_map",
-    "learning_curves",
     "load_run",
     "logit_curves",
     "measures_table",

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from cssoftmax import files
-from cssoftmax.metrics import MEASURES, OPTIONAL_MEASURES, Measure, format_value
+from cssoftmax.metrics import MEASURES, OPTIONAL_MEASURES, Measure, format_difference, format_value
 from cssoftmax.report.figures import GREY, INK, OTHER, OWN, png, styled
 from cssoftmax.report.markdown import Table, escape, markdown
 
@@ -44,7 +44,7 @@ def conclusion(result: Result, key: str) -> str:
     found = result["differences"].get(key, {})
     named: dict[str, list[str]] = {verdict: [] for verdict in ("better", "worse", "noise", "untested")}
     for loss, difference in _by_size(found, measure):
-        named[difference["verdict"]].append(f"{loss} ({_signed(measure, difference['mean'])})")
+        named[difference["verdict"]].append(f"{loss} ({format_difference(measure, difference['mean'])})")
     start = f"{measure.title}: over {_count(seeds, 'seed')}, "
     if not found:
         return f"{measure.title}: not defined on these data."
@@ -82,7 +82,7 @@ def difference_table(result: Result, key: str) -> Table:
     rows = [
         [
             loss,
-            _signed(measure, difference["mean"]),
+            format_difference(measure, difference["mean"]),
             _interval(measure, difference["low"], difference["high"]),
             _p(difference["p"]),
             _p(difference["corrected_p"]),
@@ -300,23 +300,10 @@ def _mean_and_std(measure: Measure, summary: Mapping[str, Any]) -> str:
     return f"{number} ± {spread} {unit}".rstrip()
 
 
-def _signed(measure: Measure, value: float) -> str:
-    """A difference with its sign, of fractions in percentage points."""
-    match measure.unit:
-        case "fraction":
-            return f"{100 * value:+.2f} points"
-        case "degrees":
-            return f"{value:+.1f}°"
-        case "nats":
-            return f"{value:+.4f} nats"
-        case _:
-            return f"{value:+.4g}"
-
-
 def _interval(measure: Measure, low: float | None, high: float | None) -> str:
     if low is None or high is None:
         return "-"
-    return f"{_signed(measure, low).partition(' ')[0]} to {_signed(measure, high)}"
+    return f"{format_difference(measure, low).partition(' ')[0]} to {format_difference(measure, high)}"
 
 
 def _p(value: float | None) -> str:

@@ -1,13 +1,15 @@
 """A finished run, read back from its folder: JSON and safetensors only."""
 
+import base64
+import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -29,6 +31,7 @@ class Run:
         target: (N,) int64.
         logits: (N, C) float32, without margin.
         class_weights: (C, D) float32.
+        samples: of some rows, the picture or recording as a data URI; empty where the run kept none.
     """
 
     path: Path
@@ -39,6 +42,7 @@ class Run:
     target: Tensor
     logits: Tensor
     class_weights: Tensor
+    samples: dict[int, str] = field(default_factory=dict)
 
     @property
     def classes(self) -> list[str]:
@@ -50,7 +54,8 @@ def load_run(folder: Path) -> Run:
     """Reads a run's folder.
 
     Args:
-        folder: one that ``cssoftmax train`` wrote: config.json, metrics.jsonl, summary.json, evaluation.safetensors.
+        folder: one that ``cssoftmax train`` wrote: config.json, metrics.jsonl, summary.json, evaluation.safetensors,
+            and samples.safetensors, which may be missing.
 
     Raises:
         RunError: a file is missing or damaged, or the files do not fit together.
@@ -72,7 +77,8 @@ def load_run(folder: Path) -> Run:
     summary_missing = again if (folder / "weights.safetensors").exists() else unfinished
     summary = _object(folder / "summary.json", {"measures": dict}, summary_missing)
     tensors = _tensors(folder / "evaluation.safetensors", len(config["classes"]), again)
-    return Run(folder, config, history, summary, **tensors)
+    samples = _samples(folder / "samples.safetensors", len(tensors["target"]), again)
+    return Run(folder, config, history, summary, **tensors, samples=samples)
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
@@ -157,6 +163,27 @@ def _tensors(path: Path, classes: int, remedy: str) -> dict[str, Tensor]:
         "target": target.long(),
         "logits": logits.float(),
         "class_weights": weights.float(),
+    }
+
+
+def _samples(path: Path, count: int, remedy: str) -> dict[int, str]:
+    try:
+        with safe_open(path, "pt") as file:
+            kind = (file.metadata() or {}).get("type", "")
+            rows, ends, content = (file.get_tensor(name) for name in ("rows", "ends", "bytes"))
+    except FileNotFoundError:
+        return {}
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"{path}: damaged ({_line(error)}); {remedy}") from error
+    bounds = [0, *ends.tolist()]
+    sound = bounds == sorted(bounds) and bounds[-1] == len(content) and len(rows) == len(ends)
+    if kind not in ("image/webp", "audio/mpeg") or not sound or not all(0 <= row < count for row in rows.tolist()):
+        raise RunError(f"{path}: damaged, its parts do not fit together; {remedy}")
+    encoded = content.numpy().tobytes()
+    files = (encoded[start:end] for start, end in itertools.pairwise(bounds))
+    return {
+        row: f"data:{kind};base64,{base64.b64encode(file).decode()}"
+        for row, file in zip(rows.tolist(), files, strict=True)
     }
 
 
