@@ -1,18 +1,22 @@
 """What each rank of test_sharded.py runs: the sharded loss beside the whole one on the rows of all ranks."""
 
+import json
 import os
+import signal
 import traceback
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import distributed, nn
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 
-from cssoftmax import losses
+from cssoftmax import jobs, losses, training
 from cssoftmax.engine import chunked
 from cssoftmax.sharded import Sharded, shard_loss, step_drawn_rows
 
@@ -25,8 +29,7 @@ losses._over_processes = lambda sums: sums
 
 def start(rank, world, folder, checks):
     """One rank: joins the others and runs the checks, each a name and its arguments."""
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    _as_launched(rank, world)
     store = distributed.FileStore(f"{folder}/store", world)
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=60))
     for name, *arguments in checks:
@@ -37,6 +40,14 @@ def start(rank, world, folder, checks):
             os._exit(1)
     distributed.barrier()
     distributed.destroy_process_group()
+
+
+def _as_launched(rank, world, port=0):
+    """What `torchrun` and `accelerate launch` set."""
+    torch.set_num_threads(1)
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in places.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
 
 
 def line():
@@ -322,3 +333,64 @@ def with_network(fully_shard):
     for a, b in zip(alone.parameters(), network.parameters(), strict=True):
         close(whole(b), a, 1e-4, "network")
     close(sharded.weight.full_tensor(), loss.weight, 1e-4, "class weights")
+
+
+def written_again(before, after):
+    """Reads the checkpoint of a training on other ranks, if there is one, and writes what it has then."""
+    model = training.Classifier(nn.Linear(D, D), shard_loss(build("subcenter-arcface"), line()))
+    optimizer = torch.optim.SGD([{"params": part.parameters()} for part in (model.network, model.loss)], 0.1, 0.9)
+    average = training._moving_average(model, 0.9)
+    progress = training.Progress(2, 10, 5)
+    accelerator = Accelerator(cpu=True)
+    if before is None:
+        for step in range(2):
+            x, y = batch(step)
+            optimizer.zero_grad()
+            model.loss(model(x[own_rows(step)]), y[own_rows(step)]).backward()
+            for parameter in model.network.parameters():
+                distributed.all_reduce(parameter.grad)
+            training._clip_gradients(model, 0.5)
+            gradients = [whole(parameter.grad).flatten() for parameter in model.parameters()]
+            close(torch.cat(gradients).norm(), torch.tensor(0.5), 1e-4, "norm of all gradients")
+            optimizer.step()
+            average.update_parameters(model)
+    else:
+        assert training._load(Path(before), model, optimizer, average, None, progress) == progress
+        assert isinstance(optimizer.state[model.loss.weight]["momentum_buffer"], DTensor)
+    training._save(Path(after), model, optimizer, average, accelerator, progress)
+    assert training._finite(model, accelerator)
+    if distributed.get_rank() == 0:
+        with torch.no_grad():
+            model.loss.weight.to_local()[0] = float("nan")
+    assert not training._finite(model, accelerator)  # all know of it
+
+
+def job(rank, world, port, folder, resume):
+    """A training by this package's function, as `accelerate launch` and `torchrun` start it."""
+    _as_launched(rank, world, port)
+    folder, lines = Path(folder), []
+
+    def on_step(progress):
+        if not resume and progress.epoch == 1 and progress.step % progress.steps_per_epoch == 2:
+            (signal.raise_signal(signal.SIGTERM) if rank == 1 else None)  # one is asked to stop, and all do
+
+    def on_epoch(metrics):
+        lines.append({key: value for key, value in metrics.items() if key != "seconds"})
+
+    watcher = jobs.Watcher(on_step=on_step, on_epoch=on_epoch)
+    try:
+        if resume:
+            jobs.resume(folder / "run", watcher=watcher)
+        else:
+            recipe = {"epochs": 2, "ema": 0.9, "clip_norm": 1.0, "mixup": 0.2}
+            jobs.train(
+                jobs.Source("digits"), folder / "run", recipe_changes=recipe, cpu=True, shard_classes=True,
+                loss="curricularface", watcher=watcher,
+            )  # fmt: skip
+        ended = "done"
+    except training.Interrupted as stop:
+        ended = str(stop)
+    except BaseException:
+        ended = traceback.format_exc()
+    (folder / f"ended.{world}.{rank}").write_text(json.dumps([ended, lines]))
+    distributed.destroy_process_group()

@@ -1,24 +1,30 @@
 """The sharded head on 1 to 4 gloo processes: it is the whole head, and no rank waits for ever."""
 
+import json
 import multiprocessing
+import socket
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parent))  # the ranks import what they run by its name
 import sharded_ranks
 
 from cssoftmax import CosFaceLoss, CSSoftmaxLoss
+from cssoftmax.jobs import load_model
 from cssoftmax.losses import LOSSES, CenterLoss
 from cssoftmax.sharded import shard_loss
 
 BOUND = 100  # seconds
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["cssoftmax.sharded", "torch.distributed.checkpoint", "torch.distributed.fsdp"])
+context.set_forkserver_preload(
+    ["cssoftmax.jobs", "cssoftmax.sharded", "torch.distributed.checkpoint", "torch.distributed.fsdp"]
+)
 
 C = sharded_ranks.C
 per_class = torch.linspace(0.1, 0.4, C)
@@ -37,11 +43,14 @@ CASES = [(name, {}) for name in LOSSES] + [
 
 
 def run(world, folder, *checks):
-    """Starts the ranks; returns what each that failed wrote, by rank. None runs longer than the bound."""
+    """Runs checks on some ranks; returns what each rank that failed wrote, by rank."""
     folder.mkdir(exist_ok=True)
-    ranks = [
-        context.Process(target=sharded_ranks.start, args=(rank, world, str(folder), checks)) for rank in range(world)
-    ]
+    join([context.Process(target=sharded_ranks.start, args=(r, world, str(folder), checks)) for r in range(world)])
+    return {int(path.suffix[1:]): path.read_text() for path in folder.glob("error.*")}
+
+
+def join(ranks):
+    """None runs longer than the bound."""
     end = time.monotonic() + BOUND
     try:
         for process in ranks:
@@ -53,7 +62,6 @@ def run(world, folder, *checks):
         for process in ranks:
             process.kill()
     assert not waiting, f"ranks {waiting} still wait after {BOUND} s"
-    return {int(path.suffix[1:]): path.read_text() for path in folder.glob("error.*")}
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +123,36 @@ def test_a_checkpoint_of_2_ranks_loads_on_3_and_on_one_and_as_a_plain_file(tmp_p
         loss.load_state_dict(state)
         assert all(torch.equal(value, exported[key]) for key, value in loss.state_dict().items())
         save_file(exported, tmp_path / "plain.safetensors")
+
+
+def test_a_training_s_checkpoint_is_the_same_on_any_number_of_ranks(tmp_path):
+    files = [None, *(str(tmp_path / f"{number}.safetensors") for number in range(3))]
+    for world, (before, after) in zip((2, 3, 1), pairwise(files), strict=True):
+        failed = run(world, tmp_path / str(world), ("written_again", before, after))
+        assert not failed, "\n".join(failed.values())
+    first, *others = (load_file(file) for file in files[1:])
+    assert {name.split(".")[0] for name in first} == {"model", "average", "optimizer"}
+    for other in others:
+        assert first.keys() == other.keys() and all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_a_training_on_2_processes_stops_and_goes_on_with_3_and_its_weights_load_on_one(tmp_path):
+    ended = {}
+    for world, resume in ((2, False), (3, True)):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        arguments = [(rank, world, port, str(tmp_path), resume) for rank in range(world)]
+        join([context.Process(target=sharded_ranks.job, args=each) for each in arguments])
+        ended[world] = [json.loads((tmp_path / f"ended.{world}.{rank}").read_text()) for rank in range(world)]
+    assert all("stopped after step" in end and "--resume" in end for end, _ in ended[2]), ended[2]
+    assert all(end == "done" for end, _ in ended[3]), ended[3]
+    # Every rank measured the same.
+    assert ended[2][0] == ended[2][1] and ended[3][0] == ended[3][1] == ended[3][2]
+    assert [line["epoch"] for _, lines in (ended[2][0], ended[3][0]) for line in lines] == [1, 2]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["measures"]["accuracy"] == pytest.approx(ended[3][0][1][0]["eval_accuracy"])
+    assert load_model(tmp_path / "run").loss.weight.shape == (10, 32)
 
 
 def test_ranks_that_wait_for_one_that_died_say_so(tmp_path):

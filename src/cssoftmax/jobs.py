@@ -93,9 +93,13 @@ def train(
     seed: int = 0,
     amp: Amp = "no",
     cpu: bool = False,
+    shard_classes: bool = False,
     watcher: Watcher | None = None,
 ) -> Path:
     """Trains a network and a loss on ``source`` and writes the run's folder ``output``.
+
+    Under ``accelerate launch`` or ``torchrun`` every process calls this; each has its share of every batch, and with
+    ``shard_classes`` its share of the classes, too (:func:`cssoftmax.sharded.shard_loss`). The main process writes.
 
     Into it go ``config.json`` (all that is needed to repeat the run), ``metrics.jsonl`` (a line an epoch),
     ``checkpoint.safetensors`` (until the run is done), ``weights.safetensors`` (network and class weights),
@@ -133,11 +137,20 @@ def train(
         "seed": seed,
         "amp": amp,
         "cpu": cpu,
+        "shard_classes": shard_classes,
         "threads": torch.get_num_threads(),
         "versions": versions(),
     }
     model, accelerator = prepare(config, dataset)
-    files.write_json(output / "config.json", config)
+    if shard_classes and accelerator.num_processes == 1:
+        raise JobError(
+            "shard_classes: there is one process, with all classes; start several: `accelerate launch "
+            "--num_processes 2 -m cssoftmax train ... --shard-classes`"
+        )
+    if shard_classes and amp == "fp16":
+        raise JobError("amp: fp16 does not go with --shard-classes; take bf16")
+    if accelerator.is_main_process:
+        files.write_json(output / "config.json", config)
     return _run(output, config, dataset, model, accelerator, watcher or Watcher())
 
 
@@ -255,9 +268,12 @@ def _run(
 ) -> Path:
     recipe = _recipe(config)
     log, checkpoint = run / "metrics.jsonl", run / "checkpoint.safetensors"
-    files.remove_abandoned(run)
     done = training.epochs_done(checkpoint)
-    _keep_lines(log, done)
+    if accelerator.is_main_process:
+        files.remove_abandoned(run)
+        _keep_lines(log, done)
+    if config.get("shard_classes") and accelerator.num_processes > 1:
+        _shard(model, accelerator)
     watcher.on_start(dataset, recipe, model, done)
 
     def on_epoch(evaluated: Classifier, measured: dict[str, float]) -> None:
@@ -287,11 +303,21 @@ def _run(
         )
     except Interrupted as stop:
         raise Interrupted(f"{stop}; `cssoftmax train --resume {run}` goes on") from None
+    weights = {name: training.whole(value) for name, value in model.state_dict().items()}
     if accelerator.is_main_process:
-        files.write_tensors(run / "weights.safetensors", model.state_dict())
-        _evaluate(run, config, dataset, model, accelerator, watcher)
+        files.write_tensors(run / "weights.safetensors", weights)
+        _evaluate(run, config, dataset, load_model(run, config), accelerator, watcher)
         checkpoint.unlink()
     return run
+
+
+def _shard(model: Classifier, accelerator: Accelerator) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+
+    from cssoftmax.sharded import shard_loss
+
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,), mesh_dim_names=("class",))
+    shard_loss(model.loss, mesh)
 
 
 def _evaluate(

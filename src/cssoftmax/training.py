@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cssoftmax.data import Split
@@ -128,7 +128,9 @@ def fit(
     average = _moving_average(model, recipe.ema) if recipe.ema else None
     if device.type == "cuda":
         model.network.compile()
-    network, loss, prepared = accelerator.prepare(model.network, model.loss, optimizer)
+    network, prepared = accelerator.prepare(model.network, optimizer)
+    # A sharded loss sees to its own exchanges between processes.
+    loss = model.loss if is_sharded(model.loss.weight) else accelerator.prepare(model.loss)
 
     batch_size = min(recipe.batch_size, len(target))
     steps_per_epoch = len(target) // batch_size
@@ -169,26 +171,33 @@ def fit(
                     value = loss(embeddings, labels)
             accelerator.backward(value)
             if recipe.clip_norm:
-                accelerator.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+                accelerator.unscale_gradients(prepared)
+                _clip_gradients(model, recipe.clip_norm)
             prepared.step()
             prepared.zero_grad()
             if average is not None:
                 average.update_parameters(model)
 
             with torch.no_grad():
-                correct = (model.loss.logits(embeddings).argmax(1) == labels).sum()
+                correct = (model.loss.classify(embeddings) == labels).sum()
             unseen.append((value.detach(), correct, len(labels)))
-            step, stopping = progress.step + 1, stop.requested
+            step = progress.step + 1
+            # Several processes stop together: each hears at the next look that another was asked to.
+            stopping = stop.requested and accelerator.num_processes == 1
             finished_epoch = step % steps_per_epoch == 0
             if finished_epoch or stopping or len(unseen) >= _steps_between_looks(device):
-                progress = _add(unseen, progress, recipe, checkpoint)
+                progress, asked = _add(unseen, progress, recipe, checkpoint, accelerator, stop.requested)
+                stopping = stopping or asked
                 unseen.clear()
             progress = replace(progress, step=step, seconds=progress.seconds + time.perf_counter() - began)
             on_step(progress)
             if not (finished_epoch or stopping):
                 continue
 
-            if not all(weight.isfinite().all() for weight in model.parameters()):
+            if accelerator.num_processes > 1:
+                for module in (model, average):
+                    _share_buffers(module)
+            if not _finite(model, accelerator):
                 raise Diverged(_not_finite("a weight became infinite or NaN", step - 1, progress, recipe, checkpoint))
             if finished_epoch:
                 metrics = {
@@ -199,9 +208,8 @@ def fit(
                     "seconds": progress.seconds,
                 }
                 on_epoch(_evaluated(model, average), metrics)
-            if accelerator.is_main_process:
-                _save(checkpoint, model, optimizer, average, accelerator.scaler, progress)
-            if stop.requested and progress.step < progress.steps:
+            _save(checkpoint, model, optimizer, average, accelerator, progress)
+            if stopping and progress.step < progress.steps:
                 raise Interrupted(f"stopped after step {progress.step} of {progress.steps}")
     return _evaluated(model, average)
 
@@ -296,30 +304,99 @@ def _steps_between_looks(device: torch.device) -> int:
     return 1 if device.type == "cpu" else 50
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a DTensor; to import that class takes a second."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor, of which each process may have a part; then all processes must call this."""
+    found: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return found
+
+
+def part_like(like: Tensor, value: Tensor) -> Tensor:
+    """The part of the whole ``value`` that this process has of ``like``."""
+    if not is_sharded(like):
+        return value
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(like, DTensor)
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
 def _moving_average(model: Classifier, decay: float) -> AveragedModel:
+    if is_sharded(model.loss.weight):  # which does not go into one operation with whole ones
+        return AveragedModel(model, avg_fn=get_ema_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
     average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
     return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+
+
+def _clip_gradients(model: Classifier, norm: float) -> None:
+    """Scales all gradients so that together they are no longer than ``norm``."""
+    parts: list[list[nn.Parameter]] = [[], []]
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parts[is_sharded(parameter)].append(parameter)
+    norms = [whole(nn.utils.get_total_norm([p.grad for p in part if p.grad is not None])) for part in parts if part]
+    total = torch.linalg.vector_norm(torch.stack(norms))
+    factor = (norm / (total + 1e-6)).clamp(max=1.0)
+    for parameter in (*parts[0], *parts[1]):
+        gradient = parameter.grad
+        assert gradient is not None
+        (gradient.to_local() if hasattr(gradient, "to_local") else gradient).mul_(factor)
+
+
+def _share_buffers(module: nn.Module | None) -> None:
+    """Gives all processes the main one's buffers, so that they evaluate alike: DDP does it before a step, not after."""
+    for buffer in module.buffers() if module is not None else ():
+        torch.distributed.broadcast(buffer, 0)
+
+
+def _finite(model: Classifier, accelerator: Accelerator) -> bool:
+    """Whether all weights are, in all processes."""
+    infinite = sum(
+        int(not (weight.to_local() if hasattr(weight, "to_local") else weight).isfinite().all())
+        for weight in model.parameters()
+    )
+    if accelerator.num_processes > 1:
+        infinite = int(accelerator.reduce(torch.tensor(float(infinite), device=accelerator.device), "sum"))
+    return infinite == 0
 
 
 def _evaluated(model: Classifier, average: AveragedModel | None) -> Classifier:
     return model if average is None else cast(Classifier, average.module)
 
 
-def _add(unseen: list[tuple[Tensor, Tensor, int]], progress: Progress, recipe: Recipe, checkpoint: Path) -> Progress:
-    """Adds the losses, hits and sizes of the batches since the last look to the progress."""
-    losses = torch.stack([value for value, _, _ in unseen]).tolist()
+def _add(
+    unseen: list[tuple[Tensor, Tensor, int]],
+    progress: Progress,
+    recipe: Recipe,
+    checkpoint: Path,
+    accelerator: Accelerator,
+    stop: bool,
+) -> tuple[Progress, bool]:
+    """Adds the losses, hits and sizes of the batches since the last look to the progress, over all processes.
+
+    Also tells whether any of them was asked to stop.
+    """
+    values = torch.stack([value for value, _, _ in unseen]).tolist()
     hits = torch.stack([correct for _, correct, _ in unseen]).tolist()
-    for index, (value, correct, (_, _, samples)) in enumerate(zip(losses, hits, unseen, strict=True)):
-        if not math.isfinite(value):
+    sums = [(value * size, hit, size) for value, hit, (_, _, size) in zip(values, hits, unseen, strict=True)]
+    if accelerator.num_processes > 1:
+        table = torch.tensor([*sums, (stop, 0, 0)], dtype=torch.float64, device=accelerator.device)
+        *sums, (stop, _, _) = accelerator.reduce(table, "sum").tolist()
+    for index, (loss_sum, correct, samples) in enumerate(sums):
+        if not math.isfinite(loss_sum):
             step = progress.step + 1 - len(unseen) + index
-            raise Diverged(_not_finite(f"the loss became {value}", step, progress, recipe, checkpoint))
+            raise Diverged(_not_finite(f"the loss became {loss_sum / samples}", step, progress, recipe, checkpoint))
         progress = replace(
             progress,
-            loss_sum=progress.loss_sum + value * samples,
+            loss_sum=progress.loss_sum + loss_sum,
             correct=progress.correct + correct,
-            samples=progress.samples + samples,
+            samples=progress.samples + int(samples),
         )
-    return progress
+    return progress, bool(stop)
 
 
 def _not_finite(what: str, step: int, progress: Progress, recipe: Recipe, checkpoint: Path) -> str:
@@ -369,9 +446,11 @@ def _save(
     model: Classifier,
     optimizer: torch.optim.Optimizer,
     average: AveragedModel | None,
-    scaler: torch.amp.GradScaler | None,
+    accelerator: Accelerator,
     progress: Progress,
 ) -> None:
+    """All processes call it, for each may have a part; the main one writes the whole."""
+    scaler = accelerator.scaler
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     if average is not None:
         tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
@@ -380,7 +459,13 @@ def _save(
     metadata = {"progress": json.dumps(asdict(progress))}
     if scaler is not None:
         metadata["scaler"] = json.dumps(scaler.state_dict())
-    write_tensors(path, tensors, metadata)
+    plain = {}
+    for name, value in tensors.items():
+        value = whole(value)
+        if accelerator.is_main_process:
+            plain[name] = value.cpu()
+    if accelerator.is_main_process:
+        write_tensors(path, plain, metadata)
 
 
 def _load(
@@ -399,21 +484,28 @@ def _load(
             "start this run anew"
         )
     try:
-        model.load_state_dict(_under("model.", tensors))
+        _load_whole(model, _under("model.", tensors))
         if average is not None:
-            average.load_state_dict(_under("average.", tensors))
+            _load_whole(average, _under("average.", tensors))
         state: dict[int, dict[str, Tensor]] = {}
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for name, value in _under("optimizer.", tensors).items():
             index, _, key = name.partition(".")
-            state.setdefault(int(index), {})[key] = value
+            like = parameters[int(index)]
+            state.setdefault(int(index), {})[key] = part_like(like, value) if value.shape == like.shape else value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         if scaler is not None:
             scaler.load_state_dict(json.loads(metadata["scaler"]))
-    except (KeyError, ValueError, RuntimeError) as error:
+    except (KeyError, IndexError, ValueError, RuntimeError) as error:
         raise TrainingError(
             f"{path}: it belongs to another network ({str(error).splitlines()[0]}); delete it to start this run anew"
         ) from error
     return progress
+
+
+def _load_whole(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    own = module.state_dict()
+    module.load_state_dict({n: part_like(own[n], value) if n in own else value for n, value in tensors.items()})
 
 
 def _progress(path: Path, metadata: dict[str, str]) -> Progress:

@@ -70,6 +70,11 @@ def given(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
+def is_main_process() -> bool:
+    """Whether this is the one of several processes that talks; ``torchrun`` and ``accelerate launch`` number them."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def warn_of_slow_precision(amp: str) -> None:
     if amp == "bf16" and (slowdown := processor.bfloat16_slowdown()) > 1.5:
         err.print(

@@ -14,7 +14,7 @@ class Display:
     """A progress bar with time left on a terminal; a line an epoch everywhere."""
 
     def __init__(self, quiet: bool) -> None:
-        self.quiet = quiet
+        self.quiet = quiet = quiet or not console.is_main_process()
         self.watcher = jobs.Watcher(self.start, self.step, self.epoch, self.phase)
         self.bar = Progress(
             TextColumn("{task.description}"),

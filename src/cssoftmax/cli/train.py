@@ -9,7 +9,17 @@ import typer
 
 from cssoftmax import jobs, recipes
 from cssoftmax import report as reports
-from cssoftmax.cli.console import DataRoot, Quiet, Source, aligned, explained, given, out, warn_of_slow_precision
+from cssoftmax.cli.console import (
+    DataRoot,
+    Quiet,
+    Source,
+    aligned,
+    explained,
+    given,
+    is_main_process,
+    out,
+    warn_of_slow_precision,
+)
 from cssoftmax.cli.display import Display
 from cssoftmax.losses import LOSSES
 from cssoftmax.networks import NETWORKS
@@ -29,6 +39,7 @@ Examples:
   cssoftmax train photos/ --network resnet18 --image-size 64
   cssoftmax train mnist --embedding-size 2 --output runs/plane
   cssoftmax train --resume runs/digits-cs-softmax-0
+  accelerate launch --num_processes 4 -m cssoftmax train hf:OWNER/NAME --shard-classes
 
 Settings that are left out come from the recipe of the data set, or of its kind: its quick one, or
 --recipe best. The run's folder receives config.json
@@ -96,6 +107,9 @@ def train(
         jobs.Amp, typer.Option(help="Lower precision of the network; the loss is computed in float32 all the same.")
     ] = "no",
     cpu: Annotated[bool, typer.Option("--cpu", help="Leave a GPU unused.")] = False,
+    shard_classes: Annotated[
+        bool, typer.Option("--shard-classes", help="Share out the class weights over the processes; see above.")
+    ] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Run folder [runs/SOURCE-LOSS-SEED].")] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Go on with the run in this folder, with the settings it was begun with.")
@@ -140,6 +154,7 @@ def train(
                 seed=seed,
                 amp=amp,
                 cpu=cpu,
+                shard_classes=shard_classes,
                 watcher=display.watcher,
             )
             _show([run], run, display)
@@ -182,6 +197,8 @@ def report(
 
 def _show(runs: Sequence[Path], folder: Path, display: "Display") -> None:
     """Writes the report of the runs into a folder; prints the table of measures and the report's path."""
+    if not is_main_process():
+        return
     display.phase("drawing the report")
     loaded = [reports.load_run(run) for run in runs]
     path = reports.write_report(runs, folder)
