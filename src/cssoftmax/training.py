@@ -183,7 +183,8 @@ def fit(
             unseen.append((value.detach(), correct, len(labels)))
             step = progress.step + 1
             # Several processes stop together: each hears at the next look that another was asked to.
-            stopping = stop.requested and accelerator.num_processes == 1
+            alone = accelerator.num_processes == 1
+            stopping = stop.requested and alone
             finished_epoch = step % steps_per_epoch == 0
             if finished_epoch or stopping or len(unseen) >= _steps_between_looks(device):
                 progress, asked = _add(unseen, progress, recipe, checkpoint, accelerator, stop.requested)
@@ -209,7 +210,7 @@ def fit(
                 }
                 on_epoch(_evaluated(model, average), metrics)
             _save(checkpoint, model, optimizer, average, accelerator, progress)
-            if stopping and progress.step < progress.steps:
+            if (stopping or (stop.requested and alone)) and progress.step < progress.steps:
                 raise Interrupted(f"stopped after step {progress.step} of {progress.steps}")
     return _evaluated(model, average)
 
