@@ -3,9 +3,9 @@
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors.torch import save
 from torch import Tensor
@@ -13,18 +13,25 @@ from torch import Tensor
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes ``content`` beside ``path``, to disk, and renames it there; OSError names ``path`` and the reason."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with aside(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def aside(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, beside ``path``, that is renamed to it at the end; OSError names ``path`` and the reason."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with aside.open("wb") as file:
-                file.write(content)
+            with beside.open("wb") as file:
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
-            aside.replace(path)
+            beside.replace(path)
         finally:
             with contextlib.suppress(OSError):
-                aside.unlink(missing_ok=True)
+                beside.unlink(missing_ok=True)
     except OSError as error:
         raise _cannot_write(path, error) from error
 
@@ -40,8 +47,8 @@ def append_line(path: Path, line: str) -> None:
 
 def remove_abandoned(folder: Path) -> None:
     """Removes what :func:`write_bytes` left aside in ``folder`` when the process was killed."""
-    for aside in folder.glob(".*.tmp"):
-        aside.unlink(missing_ok=True)
+    for left in folder.glob(".*.tmp"):
+        left.unlink(missing_ok=True)
 
 
 def _cannot_write(path: Path, error: OSError) -> OSError:

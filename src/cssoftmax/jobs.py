@@ -15,19 +15,24 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cssoftmax import __version__, files, losses, metrics, processor, recipes, training
+from cssoftmax import __version__, files, losses, metrics, networks, processor, recipes, training
 from cssoftmax.data import (
     Dataset,
+    Pixels,
+    Preprocessing,
     Split,
+    blends,
     channel_statistics,
     hold_out_classes,
     load_dataset,
     pictures,
+    preprocessing_of,
     recordings,
     validation_split,
 )
 from cssoftmax.data.augment import ImageAugment, SoundAugment
-from cssoftmax.networks import NETWORKS, Standardize, Whitening
+from cssoftmax.data.sound import NAMED as NAMED_SOUNDS
+from cssoftmax.networks import Standardize, Whitening
 from cssoftmax.recipes import Recipe
 from cssoftmax.training import Classifier, Interrupted, Progress
 
@@ -38,6 +43,9 @@ NEIGHBOURS = 10_000
 # Samples that a run keeps to be looked at or listened to: at random, and of each kind of interesting ones.
 SHOWN = {"image": 600, "sound": 300}
 REMARKABLE = 12
+
+# What the threshold of "unknown" is found with.
+BLENDS = 5_000
 
 
 class JobError(ValueError):
@@ -117,7 +125,7 @@ def train(
     if amp not in get_args(Amp):
         raise JobError(f"amp: {amp!r} is not one of {', '.join(get_args(Amp))}")
     # The number of classes and the kind of data are not known yet, but most mistakes show before data are fetched.
-    recipes.choose(source.name, "image", **(recipe_changes or {}))
+    networks.find(recipes.choose(source.name, "image", **(recipe_changes or {})).network)
     per_class = [len(value) for value in (loss_settings or {}).values() if isinstance(value, list)]
     losses.build(loss, 1, max(per_class, default=2), **(loss_settings or {}))
 
@@ -132,6 +140,7 @@ def train(
         "fingerprint": dataset.fingerprint,
         "classes": list(dataset.classes),
         "input_shape": list(dataset.train.inputs.shape[1:]),
+        "preprocessing": asdict(dataset.preprocessing),
         "loss": {"name": loss, **losses.settings_of(built)},
         "recipe": asdict(recipe),
         "seed": seed,
@@ -154,12 +163,16 @@ def train(
     return _run(output, config, dataset, model, accelerator, watcher or Watcher())
 
 
-def resume(run: Path, *, data_root: Path | None = None, watcher: Watcher | None = None) -> Path:
+def resume(
+    run: Path, *, data_root: Path | None = None, network: str | None = None, watcher: Watcher | None = None
+) -> Path:
     """Goes on with a run that was interrupted, from its last checkpoint; the result is as if it had never stopped.
 
-    ``data_root`` replaces the run's own, for data that have moved.
+    ``data_root`` replaces the run's own, for data that have moved. A run whose network is an import path needs it
+    again as ``network``: nothing is imported because a file says so.
     """
     config = _moved(read_config(run), data_root)
+    _check_named(run, config, network)
     if (run / "summary.json").exists():
         raise JobError(f"{run}: this run is complete; `cssoftmax evaluate {run}` measures it anew")
     dataset = _dataset(config)
@@ -167,11 +180,13 @@ def resume(run: Path, *, data_root: Path | None = None, watcher: Watcher | None 
     return _run(run, config, dataset, model, accelerator, watcher or Watcher())
 
 
-def evaluate(run: Path, *, data_root: Path | None = None, watcher: Watcher | None = None) -> dict[str, float]:
+def evaluate(
+    run: Path, *, data_root: Path | None = None, network: str | None = None, watcher: Watcher | None = None
+) -> dict[str, float]:
     """Measures a trained run again on its test split and rewrites ``summary.json``, ``evaluation.safetensors``
-    and ``samples.safetensors``."""
+    and ``samples.safetensors``; ``data_root`` and ``network`` as in :func:`resume`."""
     config = _moved(read_config(run), data_root)
-    model = load_model(run, config)
+    model = load_model(run, config, network=network)
     dataset = _dataset(config)
     return _evaluate(run, config, dataset, model, accelerator_of(config), watcher or Watcher())
 
@@ -193,21 +208,66 @@ def read_config(run: Path) -> dict[str, Any]:
     return dict(config)
 
 
-def load_model(run: Path, config: Mapping[str, Any] | None = None) -> Classifier:
-    """The trained network and loss of a run, from ``weights.safetensors``, on the CPU."""
+def load_model(run: Path, config: Mapping[str, Any] | None = None, *, network: str | None = None) -> Classifier:
+    """The trained network and loss of a run, from ``weights.safetensors``, on the CPU; ``network`` as in `resume`."""
     config = read_config(run) if config is None else config
+    return restore(run / "weights.safetensors", config, read_weights(run), network=network)
+
+
+def restore(
+    path: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor], *, network: str | None = None
+) -> Classifier:
+    """The network and loss that ``config`` describes, with weights that were read from ``path``."""
+    _check_named(path, config, network)
+    model = _build(config, None)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise _unfit(path, error) from error
+    return model
+
+
+def read_weights(run: Path) -> dict[str, Tensor]:
+    """``weights.safetensors`` of a run."""
     path = run / "weights.safetensors"
     if not path.exists():
         raise JobError(
             f"{run}: weights.safetensors is missing, the training did not end; --resume {run} goes on with it"
         )
-    model = _build(config, None)
     try:
-        model.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0].rstrip(":")
-        raise JobError(f"{path}: these weights cannot be loaded ({reason}); restore it, or train anew") from error
-    return model
+        weights: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise _unfit(path, error) from error
+    return weights
+
+
+def _unfit(path: Path, error: Exception) -> JobError:
+    reason = str(error).splitlines()[0].rstrip(":")
+    return JobError(f"{path}: these weights cannot be loaded ({reason}); restore it, or train anew")
+
+
+def _check_named(where: Path, config: Mapping[str, Any], network: str | None) -> None:
+    """Code that a file names runs only if the user names it too."""
+    recorded = config["recipe"]["network"]
+    if networks.is_import_path(recorded) and network != recorded:
+        raise JobError(
+            f"{where}: its network is code, {recorded}, and code is not run because a file names it; if you trust it, "
+            f"add --network {recorded}"
+        )
+    if network is not None and network != recorded:
+        raise JobError(f"network: {where} was made with {recorded}, not {network}; leave --network out")
+
+
+def preprocessing(config: Mapping[str, Any]) -> Preprocessing:
+    """How the run of this config makes an image or a sound into an input."""
+    if "preprocessing" in config:
+        return preprocessing_of(config["preprocessing"])
+    # Runs of before it was written down.
+    if config["kind"] == "image":
+        return Pixels(*config["input_shape"])
+    if config["dataset"] in NAMED_SOUNDS:
+        return NAMED_SOUNDS[config["dataset"]]
+    raise JobError("config.json: does not say how sounds became spectrograms; train anew")
 
 
 def versions() -> dict[str, str]:
@@ -238,13 +298,20 @@ def prepare(config: Mapping[str, Any], dataset: Dataset) -> tuple[Classifier, Ac
     _fit_whitening(model.network, dataset.train)
     try:
         with torch.no_grad():
-            model.eval()(training.augmentation(recipe)(inputs))
-    except RuntimeError as error:
+            embeddings = model.eval()(training.augmentation(recipe)(inputs))
+    except (RuntimeError, TypeError, ValueError) as error:
         size = " x ".join(map(str, config["input_shape"]))
         raise JobError(
             f"network: {recipe.network} with this augmentation does not take inputs of {size} "
-            f"({str(error).splitlines()[0]}); choose another, or a larger --image-size"
+            f"({(str(error).splitlines() or [type(error).__name__])[0]}); choose another, or a larger --image-size"
         ) from error
+    if not isinstance(embeddings, Tensor) or embeddings.shape != (1, recipe.embedding_size):
+        made = f"(N, {embeddings.shape[-1]})" if isinstance(embeddings, Tensor) and embeddings.ndim == 2 else None
+        remedy = f"give --embedding-size {embeddings.shape[-1]}" if made else "return a tensor (N, embedding_size)"
+        raise JobError(
+            f"network: {recipe.network} returns {made or _told(embeddings)}, not embeddings "
+            f"(N, {recipe.embedding_size}); {remedy}"
+        )
     return model, accelerator
 
 
@@ -256,6 +323,10 @@ def _fit_whitening(network: torch.nn.Module, split: Split, count: int = 5000) ->
             images = layer(images)
         elif isinstance(layer, Whitening):
             layer.fit(images)
+
+
+def _told(value: object) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 def _run(
@@ -333,6 +404,8 @@ def _evaluate(
     embeddings, logits = training.embed(model, dataset.test, accelerator=accelerator)
     sample = _some(dataset.train, NEIGHBOURS, config["seed"])
     neighbours, _ = training.embed(model, sample, accelerator=accelerator)
+    blended = Split(blends(dataset.test, BLENDS, config["seed"]), dataset.test.target[:0], None)
+    strangers = training.embed(model, blended, accelerator=accelerator)[0] if len(blended.inputs) else embeddings[:0]
     watcher.on_phase("measuring")
     measures = metrics.measure(
         embeddings, dataset.test.target, logits, reference=(neighbours, sample.target), seed=config["seed"]
@@ -348,6 +421,7 @@ def _evaluate(
             "logits": logits,
             "target": dataset.test.target,
             "class_weights": _class_weights(model.loss, embeddings, dataset.test.target),
+            "blends": strangers,
         },
     )
     _write_samples(run / "samples.safetensors", config, dataset, embeddings, logits)
@@ -442,7 +516,7 @@ def _build(config: Mapping[str, Any], statistics: tuple[Tensor, Tensor] | None) 
     recipe = _recipe(config)
     channels = config["input_shape"][0]
     mean, std = statistics or (torch.zeros(channels), torch.ones(channels))
-    network = NETWORKS[recipe.network](channels, recipe.embedding_size, recipe.width)
+    network = networks.build(recipe.network, channels, recipe.embedding_size, recipe.width)
     return Classifier(torch.nn.Sequential(Standardize(mean, std), network), _loss(config))
 
 

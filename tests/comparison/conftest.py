@@ -7,7 +7,7 @@ import torch
 
 from cssoftmax import jobs
 from cssoftmax.comparison import protocol
-from cssoftmax.data import Dataset, Split
+from cssoftmax.data import Dataset, Pixels, Split
 
 CLASSES, SPEAKERS, EACH = 10, 4, 6
 
@@ -35,7 +35,7 @@ def use_data(monkeypatch):
                 names = tuple(str(number) for number in speaker[mask].tolist()) if speakers else None
                 parts.append(Split(inputs[mask], target[mask], names))
             classes = tuple(f"class {index}" for index in range(CLASSES))
-            return poison(Dataset(name, "image", classes, *parts, fingerprint=f"{name} {test_group}"))
+            return poison(Dataset(name, "image", classes, *parts, f"{name} {test_group}", Pixels(1, 8, 8)))
 
         monkeypatch.setattr(jobs, "load_dataset", load)
         protocol._loaded.cache_clear()

@@ -1,9 +1,12 @@
 """What all commands share: how they speak, and how they say that something went wrong."""
 
 import inspect
+import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
@@ -13,6 +16,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from cssoftmax import processor, training
+from cssoftmax.data.progress import silence
 
 P = ParamSpec("P")
 
@@ -23,6 +27,11 @@ DataRoot = Annotated[
     Path | None, typer.Option("--data-root", envvar="CSSOFTMAX_DATA", help="Folder that holds the named data sets.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON, for scripts.")]
+Network = Annotated[
+    str | None,
+    typer.Option(metavar="MODULE:FUNCTION", help="Of a run whose network is code of your own: that code, again."),
+]
 
 
 def explained(command: Callable[P, None]) -> Callable[P, None]:
@@ -31,7 +40,8 @@ def explained(command: Callable[P, None]) -> Callable[P, None]:
     @wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            command(*args, **kwargs)
+            with silence() if kwargs.get("quiet") else nullcontext():
+                command(*args, **kwargs)
         except training.Interrupted as stop:
             err.print(f"interrupted: {stop}", markup=False)
             raise typer.Exit(130) from None
@@ -56,6 +66,21 @@ def _explanation(error: Exception, options: Iterable[str]) -> str:
         raise error
     name = re.match(r"\w+(?=: )", text)
     return f"--{text.replace('_', '-', name[0].count('_'))}" if name and name[0] in options else text
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output; numbers that JSON does not have become null."""
+    print(json.dumps(_finite(value), indent=2, ensure_ascii=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def aligned(table: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from cssoftmax import files, jobs, metrics, recipes
+from cssoftmax import files, jobs, metrics, networks, recipes
 from cssoftmax.comparison import tuning
 from cssoftmax.comparison.outcome import outcome
 from cssoftmax.comparison.pool import ComparisonError, perform_all
@@ -88,6 +88,7 @@ def compare(
     watcher, changes = watcher or Watcher(), dict(recipe_changes or {})
     dataset = source.load(seed)
     recipe = recipes.choose(dataset.name, dataset.kind, **changes)
+    networks.find(recipe.network)
     design = design_of(dataset, protocol, seed, by_group=by_group)
     setup = Setup(source, output, protocol, design, changes, seed, amp, cpu)
     settings = {

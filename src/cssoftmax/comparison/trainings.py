@@ -115,6 +115,7 @@ def _run(setup: Setup, task: Task, on_step: Callable[[Progress], None]) -> Line:
     part = test_part(setup.source, setup.design, task.group, setup.seed)
     recipe = recipes.choose(part.known.name, part.known.kind, **setup.recipe_changes)
     folder, watcher = setup.output / "runs" / task.name, jobs.Watcher(on_step=on_step)
+    network = setup.recipe_changes.get("network")
     if not (folder / "config.json").exists():
         jobs.train(
             replace(setup.source, test_group=task.group, held_out_classes=setup.design.held_out_classes),
@@ -128,11 +129,11 @@ def _run(setup: Setup, task: Task, on_step: Callable[[Progress], None]) -> Line:
             watcher=watcher,
         )
     elif not (folder / "summary.json").exists():
-        jobs.resume(folder, data_root=setup.source.data_root, watcher=watcher)
+        jobs.resume(folder, data_root=setup.source.data_root, network=network, watcher=watcher)
     config, summary = jobs.read_config(folder), json.loads((folder / "summary.json").read_text())
     measures = summary["measures"]
     if part.unknown is not None:
-        model = jobs.load_model(folder, config)
+        model = jobs.load_model(folder, config, network=network)
         embed = partial(training.embed, accelerator=jobs.accelerator_of(config))
         if setup.protocol == "open":
             measures |= _rejection(model, part, embed)

@@ -3,23 +3,37 @@
 from cssoftmax.data.dataset import (
     Dataset,
     Split,
+    blends,
     channel_statistics,
     hold_out_classes,
     load_dataset,
     validation_group,
     validation_split,
 )
+from cssoftmax.data.image import Pixels
+from cssoftmax.data.prepare import Preprocessing, prepare, preprocessing_of
 from cssoftmax.data.preview import pictures, recordings
+from cssoftmax.data.sound import LogMel
 from cssoftmax.data.sources import DataError
+from cssoftmax.data.stream import Item, Stream, open_stream
 
 __all__ = [
     "DataError",
     "Dataset",
+    "Item",
+    "LogMel",
+    "Pixels",
+    "Preprocessing",
     "Split",
+    "Stream",
+    "blends",
     "channel_statistics",
     "hold_out_classes",
     "load_dataset",
+    "open_stream",
     "pictures",
+    "prepare",
+    "preprocessing_of",
     "recordings",
     "validation_group",
     "validation_split",

@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 import zlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -14,10 +14,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
+from cssoftmax.data.sound import LogMel
 from cssoftmax.data.sources import Kind
 
 FORMAT = 1
-"""Raise when the layout of the file or the decoding changes, so that old files are not read."""
+"""Raise when the decoding changes: the data are others then, and runs on them cannot be gone on with."""
+LAYOUT = 2
+"""Raise when the layout of the file changes, so that old files are not read."""
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +30,8 @@ class Samples:
     """Decoded samples of all splits.
 
     ``inputs`` (N, channels, H, W), ``target`` int64 (N,), ``is_test`` bool (N,) or None where the source has no test
-    split, ``groups`` the fold or speaker of each sample or None, ``names`` of the records.
+    split, ``groups`` the fold or speaker of each sample or None, ``names`` of the records, ``log_mel`` how sounds were
+    transformed.
     """
 
     kind: Kind
@@ -37,6 +41,7 @@ class Samples:
     is_test: Tensor | None
     groups: tuple[str, ...] | None
     names: tuple[str, ...]
+    log_mel: LogMel | None = None
 
 
 def default_cache_dir() -> Path:
@@ -51,11 +56,12 @@ def write_cache(path: Path, samples: Samples) -> None:
         tensors["is_test"] = samples.is_test
     header = json.dumps(
         {
-            "format": FORMAT,
+            "layout": LAYOUT,
             "kind": samples.kind,
             "classes": samples.classes,
             "groups": samples.groups,
             "names": samples.names,
+            "log_mel": samples.log_mel and asdict(samples.log_mel),
             "tensors": _layout(tensors),
         }
     )
@@ -84,6 +90,8 @@ def read_cache(path: Path) -> Samples | None:
         tensors = load(content)
         metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
         header = json.loads(metadata["header"])
+        if header.get("layout") != LAYOUT:
+            return None
         if _layout(tensors) != header["tensors"] or str(_checksum(metadata["header"], tensors)) != metadata["checksum"]:
             raise ValueError("checksum differs")
         groups = header["groups"]
@@ -95,6 +103,7 @@ def read_cache(path: Path) -> Samples | None:
             is_test=tensors.get("is_test"),
             groups=None if groups is None else tuple(groups),
             names=tuple(header["names"]),
+            log_mel=header["log_mel"] and LogMel(**header["log_mel"]),
         )
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         logger.warning("the cache %s is damaged (%s); decoding the data again", path, error)

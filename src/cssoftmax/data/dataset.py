@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from cssoftmax.data.cache import FORMAT, Samples, default_cache_dir, read_cache, write_cache
-from cssoftmax.data.image import decode_images, resize_crop, stack_images
-from cssoftmax.data.sound import NAMED, decode_sounds
+from cssoftmax.data.image import Pixels, decode_images, fit, stack_images
+from cssoftmax.data.sound import NAMED, LogMel, decode_sounds, default_log_mel
 from cssoftmax.data.sources import DataError, Kind, Table, find_source, named_folder, natural_key
 
 
@@ -45,6 +45,7 @@ class Dataset:
         train: samples to train on.
         test: samples held out.
         fingerprint: hash of the content, the decoding and the split.
+        preprocessing: how an image or a sound became its tensor.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Dataset:
     train: Split
     test: Split
     fingerprint: str
+    preprocessing: Pixels | LogMel
 
 
 def load_dataset(
@@ -96,7 +98,7 @@ def load_dataset(
     if image_size is not None and image_size < 1:
         raise DataError(f"--image-size {image_size}: must be at least 1 pixel")
     if source == "digits":
-        name, key, samples = "digits", f"digits {image_size}", _digits(image_size)
+        name, key, samples = "digits", f"digits {image_size}", digits(image_size)
     else:
         found = find_source(source, named_folder(data_root))
         parameters = NAMED.get(found.name)
@@ -107,8 +109,9 @@ def load_dataset(
         cached = read_cache(path)
         if cached is None:
             table = found.read()
-            inputs = decode_images(table, image_size) if table.kind == "image" else decode_sounds(table, parameters)
-            samples = _samples(table, inputs)
+            log_mel = None if table.kind == "image" else parameters or default_log_mel(table)
+            inputs = decode_images(table, image_size) if log_mel is None else decode_sounds(table, log_mel)
+            samples = _samples(table, inputs, log_mel)
             write_cache(path, samples)
         else:
             samples = cached
@@ -118,7 +121,8 @@ def load_dataset(
     train, test = _take(samples, ~is_test), _take(samples, is_test)
     _check(name, samples.classes, train, test)
     fingerprint = _hash(key, samples.target.numpy().tobytes(), is_test.numpy().tobytes())
-    return Dataset(name, samples.kind, samples.classes, train, test, fingerprint)
+    preprocessing = samples.log_mel or Pixels(*samples.inputs.shape[1:])
+    return Dataset(name, samples.kind, samples.classes, train, test, fingerprint, preprocessing)
 
 
 def validation_split(dataset: Dataset, fraction: float, seed: int) -> Dataset:
@@ -206,6 +210,29 @@ def hold_out_classes(dataset: Dataset, names: Sequence[str]) -> tuple[Dataset, S
     return known, renumbered(test, out[test.target])
 
 
+def blends(split: Split, count: int, seed: int) -> Tensor:
+    """Means of two samples of different classes each: stand-ins for samples of classes that are not known.
+
+    Args:
+        split: any.
+        count: how many, at most.
+        seed: picks the pairs.
+
+    Returns:
+        Inputs like those of the split, (M, channels, H, W); none where the split has one class.
+
+    >>> blends(load_dataset("digits").test, 100, seed=0).shape
+    torch.Size([100, 1, 8, 8])
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(split.target), generator=generator)
+    others = order.roll(1)
+    pairs = torch.stack([order, others])[:, split.target[order] != split.target[others]][:, :count]
+    first, second = split.inputs[pairs[0]], split.inputs[pairs[1]]
+    mean = (first.float() + second.float()) / 2
+    return mean.round().to(first.dtype) if first.dtype == torch.uint8 else mean
+
+
 def channel_statistics(split: Split) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel, float32 (channels,): of images scaled to [0, 1], of sounds in dB.
 
@@ -241,13 +268,13 @@ def stratified_mask(target: Tensor, names: Sequence[str], fraction: float, seed:
     return mask
 
 
-def _digits(image_size: int | None) -> Samples:
+def digits(image_size: int | None) -> Samples:
     from sklearn.datasets import load_digits
 
     images, target = load_digits(return_X_y=True)
     arrays = np.round(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     if image_size is not None:
-        arrays = np.stack([np.asarray(resize_crop(Image.fromarray(array), image_size)) for array in arrays])
+        arrays = np.stack([np.asarray(fit(Image.fromarray(array), image_size, image_size)) for array in arrays])
     return Samples(
         kind="image",
         classes=tuple("0123456789"),
@@ -259,7 +286,7 @@ def _digits(image_size: int | None) -> Samples:
     )
 
 
-def _samples(table: Table, inputs: Tensor) -> Samples:
+def _samples(table: Table, inputs: Tensor, log_mel: LogMel | None) -> Samples:
     return Samples(
         kind=table.kind,
         classes=table.classes,
@@ -268,6 +295,7 @@ def _samples(table: Table, inputs: Tensor) -> Samples:
         is_test=None if table.is_test is None else torch.tensor(table.is_test),
         groups=table.groups,
         names=table.names,
+        log_mel=log_mel,
     )
 
 

@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,18 @@ Array = np.ndarray[Any, Any]
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Pixels:
+    """How an image becomes a tensor: resized to cover ``height`` x ``width`` pixels, the centre cut out.
+
+    ``channels`` is 1 for grey and 3 for RGB. Images that have that size already are left as they are.
+    """
+
+    channels: int
+    height: int
+    width: int
+
+
 def decode_images(table: Table, image_size: int | None = None) -> Tensor:
     """Decode the images of a table into one uint8 tensor (N, channels, H, W).
 
@@ -48,7 +61,7 @@ def decode_images(table: Table, image_size: int | None = None) -> Tensor:
 
     def decode(index: int) -> Array:
         image = open_image(table.data[index], table.describe(index))
-        return np.asarray(image if image_size is None else resize_crop(image, image_size))
+        return np.asarray(image if image_size is None else fit(image, image_size, image_size))
 
     first = decode(0).shape[:2]
     arrays: list[Array] = []
@@ -77,7 +90,7 @@ def open_image(data: bytes | Path, name: str) -> Image.Image:
         if image.width * image.height > MOST_PIXELS:
             raise DataError(f"{name}: {image.width} x {image.height} pixels is too large; shrink the image")
         image.load()
-        return _to_grey_or_rgb(ImageOps.exif_transpose(image) if image.format in ("JPEG", "MPO") else image)
+        return to_grey_or_rgb(ImageOps.exif_transpose(image) if image.format in ("JPEG", "MPO") else image)
     except DataError:
         raise
     except Image.DecompressionBombError:
@@ -87,7 +100,7 @@ def open_image(data: bytes | Path, name: str) -> Image.Image:
         raise DataError(f"{name}: cannot be decoded ({reason}); replace or remove it") from None
 
 
-def _to_grey_or_rgb(image: Image.Image) -> Image.Image:
+def to_grey_or_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("L", "RGB"):
         return image
     if image.mode.startswith("I"):
@@ -105,9 +118,16 @@ def _to_grey_or_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def resize_crop(image: Image.Image, size: int) -> Image.Image:
-    """Resize the shorter side to ``size`` pixels and cut out the square centre."""
-    return image if image.size == (size, size) else ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+def prepare_images(images: Sequence[Image.Image], pixels: Pixels) -> Tensor:
+    """Any images of mode ``L`` or ``RGB`` as a network takes them: uint8 (N, channels, height, width)."""
+    mode = "L" if pixels.channels == 1 else "RGB"
+    return stack_images([np.asarray(fit(image, pixels.height, pixels.width).convert(mode)) for image in images])
+
+
+def fit(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Resize until it covers ``height`` x ``width`` pixels and cut out the centre."""
+    size = (width, height)
+    return image if image.size == size else ImageOps.fit(image, size, Image.Resampling.BICUBIC)
 
 
 def stack_images(arrays: Sequence[Array]) -> Tensor:

@@ -2,12 +2,30 @@
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 T = TypeVar("T")
 
 PATIENCE = 2.0
 """Seconds before the bar shows."""
+
+_silent = ContextVar("silent", default=False)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Within it no bar shows, however long the work takes."""
+    token = _silent.set(True)
+    try:
+        yield
+    finally:
+        _silent.reset(token)
+
+
+def is_silent() -> bool:
+    return _silent.get()
 
 
 def track(items: Iterable[T], total: int, description: str) -> Iterator[T]:
@@ -16,12 +34,12 @@ def track(items: Iterable[T], total: int, description: str) -> Iterator[T]:
     from rich.progress import Progress
 
     start = shown = time.monotonic()
-    bar = None
+    console, bar = Console(stderr=True), None
     try:
         for done, item in enumerate(items):
             now = time.monotonic()
-            if bar is None and now - start > PATIENCE:
-                bar = Progress(console=Console(stderr=True), transient=True)
+            if bar is None and now - start > PATIENCE and console.is_terminal and not is_silent():
+                bar = Progress(console=console, transient=True)
                 task = bar.add_task(description, total=total)
                 bar.start()
             if bar is not None and now - shown > 0.1:

@@ -3,6 +3,7 @@
 import io
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,23 +49,26 @@ NAMED = {
 """Parameters of the named data sets: 64 x 63 for fsdd, 64 x 216 for esc10."""
 
 
-def decode_sounds(table: Table, parameters: LogMel | None = None) -> Tensor:
+def decode_sounds(table: Table, parameters: LogMel) -> Tensor:
     """Decode the sounds of a table into one float32 tensor (N, 1, mels, frames) of decibels, -80 to 0.
 
-    Channels are mixed to one. By default the rate is the commonest of the data, at most 22,050 Hz, and the duration
-    the 95th percentile of theirs, at most 10 s.
+    Channels are mixed to one.
 
     Raises:
         DataError: a sound cannot be decoded or is empty; the message names it.
     """
-    parameters = parameters or _default_parameters(table)
-    samples = round(parameters.duration * parameters.sample_rate)
     batches = [range(start, min(start + BATCH, len(table.data))) for start in range(0, len(table.data), BATCH)]
     spectrograms = []
     for batch in track(batches, len(batches), "decoding sounds"):
         waveforms = [read_sound(table.data[index], table.describe(index), parameters.sample_rate) for index in batch]
-        spectrograms.append(log_mel(np.stack([_centre(waveform, samples) for waveform in waveforms]), parameters))
-    return torch.from_numpy(np.concatenate(spectrograms)[:, None])
+        spectrograms.append(prepare_sounds(waveforms, parameters))
+    return torch.cat(spectrograms)
+
+
+def prepare_sounds(waveforms: Sequence[Array], parameters: LogMel) -> Tensor:
+    """Mono waveforms (samples,) at ``parameters.sample_rate`` as a network takes them: float32 (N, 1, mels, frames)."""
+    samples = round(parameters.duration * parameters.sample_rate)
+    return torch.from_numpy(log_mel(np.stack([_centre(wave, samples) for wave in waveforms]), parameters)[:, None])
 
 
 def log_mel(waveforms: Array, parameters: LogMel) -> Array:
@@ -100,8 +104,7 @@ def _centre(waveform: Array, samples: int) -> Array:
 
 
 def read_sound(data: bytes | Path, name: str, rate: int) -> Array:
-    """Decode one sound to a mono waveform (samples,) at a rate in Hz."""
-    import librosa
+    """Decode one sound to a mono waveform (samples,) at a rate in Hz; ``name`` is what an error calls it."""
     import soundfile
 
     try:
@@ -110,15 +113,22 @@ def read_sound(data: bytes | Path, name: str, rate: int) -> Array:
         )
     except (soundfile.SoundFileError, OSError, TypeError) as error:
         raise DataError(f"{name}: cannot be decoded ({error}); replace or remove it") from None
+    return to_mono(channels, name, sample_rate, rate)
+
+
+def to_mono(channels: Array, name: str, sample_rate: int, rate: int) -> Array:
+    """(samples, channels), float32 at ``sample_rate`` Hz, as a mono waveform (samples,) at ``rate`` Hz."""
+    import librosa
+
     if not len(channels):
         raise DataError(f"{name}: an empty sound; replace or remove it")
     if not np.isfinite(channels).all():
         raise DataError(f"{name}: holds values that are not numbers; replace or remove it")
-    waveform = channels.mean(axis=1)
-    return np.asarray(librosa.resample(waveform, orig_sr=sample_rate, target_sr=rate))
+    return np.asarray(librosa.resample(channels.mean(axis=1), orig_sr=sample_rate, target_sr=rate))
 
 
-def _default_parameters(table: Table) -> LogMel:
+def default_log_mel(table: Table) -> LogMel:
+    """The commonest rate of the data, at most 22,050 Hz, and the 95th percentile of their durations, at most 10 s."""
     import soundfile
 
     rates, durations = [], []

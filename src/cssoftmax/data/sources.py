@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from cssoftmax.data.progress import is_silent
+
 Kind = Literal["image", "sound"]
 
 HUB_IDS = {
@@ -94,35 +96,41 @@ def find_source(source: str, data_root: Path | None) -> Source:
     Raises:
         DataError: the source is unknown, cannot be reached, or holds no classes of images or sounds.
     """
+    name, place = locate(source, data_root)
+    return _local_source(name, place) if isinstance(place, Path) else hub_source(name, place, data_root)
+
+
+def locate(source: str, data_root: Path | None) -> tuple[str, Path | str]:
+    """The short name of a data set, and where it is: a path, or its id on the hub."""
     if source in HUB_IDS or (source.startswith("hf:") and len(source) > 3):
         hub_id = HUB_IDS.get(source, source.removeprefix("hf:"))
         name = source if source in HUB_IDS else hub_id.split("/")[-1]
         if data_root is not None and not data_root.is_dir():
             raise DataError(f"--data-root {data_root}: no such folder; give one that holds {name}/")
         if data_root is not None and (data_root / name).is_dir():
-            return _local_source(name, data_root / name)
-        return _hub_source(name, hub_id, data_root)
+            return name, data_root / name
+        return name, hub_id
     path = Path(source).expanduser()
     if not source or not path.exists():
         raise DataError(
             f"unknown data set {source!r}: not one of {', '.join(NAMES)}, not a folder or parquet file, "
             "and not hf:owner/name"
         )
-    return _local_source(path.resolve().stem if path.is_file() else path.resolve().name, path)
+    return path.resolve().stem if path.is_file() else path.resolve().name, path
 
 
 def _local_source(name: str, path: Path) -> Source:
     root = path.parent if path.is_file() else path
-    files = [path] if path.is_file() else _files(path, {".parquet"})
+    files = [path] if path.is_file() else files_under(path, {".parquet"})
     if path.is_file() and path.suffix != ".parquet":
         raise DataError(f"{path}: not a parquet file; give a .parquet file or a folder with one subfolder per class")
     if files:
-        return Source(name, _digest(root, files), lambda: _read_parquet(name, root, files))
-    entries = _class_files(root)
-    return Source(name, _digest(root, [file for file, _, _ in entries]), lambda: _read_folder(root, entries))
+        return Source(name, digest_of(root, files), lambda: _read_parquet(name, root, files))
+    entries = class_files(root)
+    return Source(name, digest_of(root, [file for file, _, _ in entries]), lambda: _read_folder(root, entries))
 
 
-def _files(folder: Path, suffixes: Iterable[str]) -> list[Path]:
+def files_under(folder: Path, suffixes: Iterable[str]) -> list[Path]:
     return sorted(
         path
         for path in folder.rglob("*")
@@ -130,7 +138,7 @@ def _files(folder: Path, suffixes: Iterable[str]) -> list[Path]:
     )
 
 
-def _digest(root: Path, files: Sequence[Path]) -> str:
+def digest_of(root: Path, files: Sequence[Path]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for path in files:
         try:
@@ -145,12 +153,12 @@ def _digest(root: Path, files: Sequence[Path]) -> str:
 # Folders with one subfolder per class
 
 
-def _class_files(root: Path) -> list[tuple[Path, str, str]]:
+def class_files(root: Path) -> list[tuple[Path, str, str]]:
     """Files of a folder data set as (path, class, split), sorted."""
-    folders = _subfolders(root)
+    folders = subfolders(root)
     train = next((folder for folder in folders if SPLIT_WORDS.get(folder.name.lower()) == "train"), None)
     # A class may be called "train" too; a split folder is one that holds class folders.
-    if train is not None and _subfolders(train):
+    if train is not None and subfolders(train):
         splits = [
             (folder, SPLIT_WORDS[folder.name.lower()]) for folder in folders if folder.name.lower() in SPLIT_WORDS
         ]
@@ -158,18 +166,18 @@ def _class_files(root: Path) -> list[tuple[Path, str, str]]:
         splits = [(root, "")]
     entries = []
     for parent, split in splits:
-        class_folders = _subfolders(parent)
+        class_folders = subfolders(parent)
         if not class_folders:
             raise DataError(f"{parent}: no class folders; put the images or sounds into one subfolder per class")
         for folder in class_folders:
-            files = _files(folder, IMAGE_SUFFIXES | SOUND_SUFFIXES)
+            files = files_under(folder, IMAGE_SUFFIXES | SOUND_SUFFIXES)
             if not files:
                 raise DataError(f"{folder}: no images or sounds in this class folder; fill it or remove it")
             entries += [(file, folder.name, split) for file in files]
     return entries
 
 
-def _subfolders(folder: Path) -> list[Path]:
+def subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
@@ -195,7 +203,7 @@ def _read_parquet(name: str, root: Path, files: Sequence[Path]) -> Table:
         try:
             table = datasets.Dataset(pyarrow.parquet.ParquetFile(path).read())
         except (pyarrow.ArrowException, OSError) as error:
-            raise DataError(f"{path}: not a readable parquet file ({_first_line(error)}); fetch it again") from None
+            raise DataError(f"{path}: not a readable parquet file ({first_line(error)}); fetch it again") from None
         parts.append((relative, _split_word(relative), table))
     return _read_parts(name, str(root), parts)
 
@@ -204,7 +212,7 @@ def _split_word(name: str) -> str:
     return next((SPLIT_WORDS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLIT_WORDS), "")
 
 
-def _hub_source(name: str, hub_id: str, data_root: Path | None) -> Source:
+def hub_source(name: str, hub_id: str, data_root: Path | None) -> Source:
     import datasets
     import huggingface_hub
 
@@ -215,12 +223,14 @@ def _hub_source(name: str, hub_id: str, data_root: Path | None) -> Source:
         huggingface_hub.HfApi().dataset_info(hub_id, timeout=10)
     except Exception as error:  # the client raises its own, the network library's and the operating system's errors
         datasets.config.HF_HUB_OFFLINE, reason = True, error
+    if is_silent():
+        datasets.disable_progress_bars()
     try:
         splits = datasets.load_dataset(hub_id)
     except Exception as error:
         looked = f"{data_root} has no folder {name}, and " if data_root is not None else ""
         raise DataError(
-            f"{looked}{hub_id} cannot be fetched from the Hugging Face hub ({_first_line(reason or error)}); connect "
+            f"{looked}{hub_id} cannot be fetched from the Hugging Face hub ({first_line(reason or error)}); connect "
             f"to the internet, or put its parquet files into DIR/{name} and give --data-root DIR"
         ) from None
     finally:
@@ -247,22 +257,22 @@ def _read_parts(name: str, root: str, parts: Sequence[tuple[str, str, Any]]) -> 
     for part_name, split, part in parts:
         where = f"{root}/{part_name}"
         if name == "esc10" and "esc10" in part.column_names:
-            part = part.filter(lambda marked: marked, input_columns="esc10")
-        input_column, kind = _input_column(part.features, where)
-        label_column = _label_column(part.features, where)
+            part = part.select([row for row, marked in enumerate(part["esc10"]) if marked])
+        column, kind = input_column(part.features, where)
+        labelled = label_column(part.features, where)
         group_column = next((column for column in GROUP_COLUMNS if column in part.column_names), None)
         arrow = part.with_format("arrow")[:]
-        labels = _texts(arrow, part.features, label_column)
+        labels = texts(arrow, part.features, labelled)
         if None in labels:
             raise DataError(
-                f"{where}: row {labels.index(None)} has no label in column {label_column!r}; label it or remove it"
+                f"{where}: row {labels.index(None)} has no label in column {labelled!r}; label it or remove it"
             )
-        groups = _texts(arrow, part.features, group_column) if group_column else [None] * len(labels)
-        feature = part.features[label_column]
+        groups = texts(arrow, part.features, group_column) if group_column else [None] * len(labels)
+        feature = part.features[labelled]
         order += feature.names if isinstance(feature, datasets.ClassLabel) else []
         kinds.add(kind)
         for row, (data, label, group) in enumerate(
-            zip(_contents(arrow.column(input_column), where), labels, groups, strict=True)
+            zip(contents(arrow.column(column), where), labels, groups, strict=True)
         ):
             records.append(_Record(data, f"{part_name} row {row}", str(label), split, group))
     if len(kinds) > 1:
@@ -272,7 +282,7 @@ def _read_parts(name: str, root: str, parts: Sequence[tuple[str, str, Any]]) -> 
     return _table(kinds.pop(), root, records, order)
 
 
-def _input_column(features: Any, where: str) -> tuple[str, Kind]:
+def input_column(features: Any, where: str) -> tuple[str, Kind]:
     import datasets
 
     typed: list[tuple[str, Kind]] = [
@@ -290,7 +300,7 @@ def _input_column(features: Any, where: str) -> tuple[str, Kind]:
     return found[0]
 
 
-def _label_column(features: Any, where: str) -> str:
+def label_column(features: Any, where: str) -> str:
     import datasets
 
     usual = [column for column in LABEL_COLUMNS if column in features]
@@ -302,7 +312,7 @@ def _label_column(features: Any, where: str) -> str:
     raise DataError(f"{where}: no label column among {', '.join(features)}; name the one with the classes 'label'")
 
 
-def _texts(arrow: Any, features: Any, column: str) -> list[str | None]:
+def texts(arrow: Any, features: Any, column: str) -> list[str | None]:
     """Values of a column of classes, strings or integers as text; None where missing."""
     values = arrow.column(column).to_pylist()
     names = getattr(features[column], "names", None)
@@ -311,21 +321,19 @@ def _texts(arrow: Any, features: Any, column: str) -> list[str | None]:
     return [names[value] if value is not None and 0 <= value < len(names) else None for value in values]
 
 
-def _contents(column: Any, where: str) -> list[bytes | Path]:
+def contents(column: Any, where: str) -> list[bytes | Path]:
     """Encoded files of a column of bytes, or of structs of bytes and path."""
-    contents: list[bytes | Path] = []
+    found: list[bytes | Path] = []
     for chunk in column.chunks:
         for value in chunk.to_pylist():
             content, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
             if isinstance(content, bytes):
-                contents.append(content)
+                found.append(content)
             elif path is not None and Path(path).is_file():
-                contents.append(Path(path))
+                found.append(Path(path))
             else:
-                raise DataError(
-                    f"{where}: row {len(contents)} holds no encoded file; remove the row or embed its bytes"
-                )
-    return contents
+                raise DataError(f"{where}: row {len(found)} holds no encoded file; remove the row or embed its bytes")
+    return found
 
 
 def _table(kind: Kind, root: str, records: Sequence[_Record], order: Sequence[str]) -> Table:
@@ -357,5 +365,5 @@ def natural_key(text: str) -> tuple[bool, int, str]:
     return (not text.isdecimal(), int(text) if text.isdecimal() else 0, text)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [""])[0].strip() or type(error).__name__

@@ -38,7 +38,7 @@ def inner_products(left: Tensor, right: Tensor, bias: Tensor | None, sub_centers
     products = F.linear(left, right, bias)
     if sub_centers == 1:
         return products
-    return products.view(len(products), products.shape[1] // sub_centers, sub_centers).max(2).values
+    return products.view(products.shape[0], products.shape[1] // sub_centers, sub_centers).max(2).values
 
 
 def similarities(c: Tensor, norm: Tensor, target: Tensor, similarity: Similarity) -> tuple[Tensor, Tensor]:

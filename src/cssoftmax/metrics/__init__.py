@@ -15,7 +15,7 @@ from cssoftmax.metrics.measures import MEASURES, OPTIONAL_MEASURES, Measure, for
 from cssoftmax.metrics.open_set import max_cosine, max_log_odds, unknown_auroc
 from cssoftmax.metrics.retrieval import knn_accuracy, leave_one_out, map_at_r, recall_at_1
 from cssoftmax.metrics.significance import PairedDifference, bootstrap_interval, holm, paired_difference, paired_test
-from cssoftmax.metrics.verification import equal_error_rate, pair_scores, roc, true_accept_rate
+from cssoftmax.metrics.verification import equal_error_rate, far_threshold, pair_scores, roc, true_accept_rate
 
 __all__ = [
     "MEASURES",
@@ -28,6 +28,7 @@ __all__ = [
     "confusion_matrix",
     "equal_error_rate",
     "expected_calibration_error",
+    "far_threshold",
     "fisher_ratio",
     "format_difference",
     "format_value",

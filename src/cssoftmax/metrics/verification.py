@@ -155,6 +155,34 @@ def true_accept_rate(scores: Tensor, same: Tensor, far: float) -> float:
     return highest_within(rates, accepted, far)
 
 
+def far_threshold(impostors: Tensor, far: float) -> float:
+    """The lowest threshold at which at most the share ``far`` of these scores, which should be rejected, is accepted.
+
+    Scores of at least the threshold are accepted. Where not one of P may be (``far`` below 1 / P), it lies just above
+    the highest.
+
+    Args:
+        impostors: (P,), at least one, finite, the higher the more alike.
+        far: the false accept rate, from 0 to 1.
+
+    Raises:
+        ValueError: ``impostors`` or ``far`` is not so.
+
+    >>> scores = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    >>> threshold = far_threshold(scores, 0.25)
+    >>> (scores >= threshold).tolist()
+    [False, False, False, True]
+    """
+    if impostors.ndim != 1 or len(impostors) == 0 or not impostors.isfinite().all():
+        raise ValueError(f"impostors: expected finite scores (P,), at least one, got shape {tuple(impostors.shape)}")
+    if not 0 <= far <= 1:
+        raise ValueError(f"far: expected a rate from 0 to 1, got {far}")
+    allowed = math.floor(far * len(impostors) + 1e-9)
+    if allowed == len(impostors):
+        return -math.inf
+    return math.nextafter(float(impostors.double().sort(descending=True).values[allowed]), math.inf)
+
+
 def crossing(far: Tensor, tar: Tensor) -> float:
     """The equal error rate of the ROC with these points."""
     if far.isnan().any() or tar.isnan().any():

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from cssoftmax.data.augment import ImageAugment, SoundAugment
-from cssoftmax.networks import NETWORKS
+from cssoftmax.networks import NETWORKS, is_import_path
 
 # Allowed values, both ends included, and those from 0 to just below the number.
 WHOLE = {
@@ -35,7 +35,7 @@ class Recipe:
     """Network, optimizer (SGD with Nesterov momentum), schedule and augmentation of one training.
 
     Attributes:
-        network: a name in :data:`cssoftmax.networks.NETWORKS`.
+        network: a name in :data:`cssoftmax.networks.NETWORKS`, or ``package.module:function`` of your own.
         width: channels of the network's first layer.
         embedding_size: D.
         epochs: passes over the training split.
@@ -73,8 +73,9 @@ class Recipe:
     average_views: bool = False
 
     def __post_init__(self) -> None:
-        if self.network not in NETWORKS:
-            raise RecipeError(f"network: {self.network!r} is not one of {', '.join(NETWORKS)}")
+        if self.network not in NETWORKS and not is_import_path(self.network):
+            known = ", ".join(NETWORKS)
+            raise RecipeError(f"network: {self.network!r} is not one of {known}, and not package.module:function")
         if self.schedule not in ("one-cycle", "cosine"):
             raise RecipeError(f"schedule: {self.schedule!r} is not one of one-cycle, cosine")
         for name, (low, high) in WHOLE.items():
