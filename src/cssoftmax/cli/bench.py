@@ -9,7 +9,7 @@ import torch
 import typer
 
 from cssoftmax import bench
-from cssoftmax.cli.console import Quiet, aligned, explained, out
+from cssoftmax.cli.console import Json, Quiet, aligned, explained, out, print_json
 from cssoftmax.cli.display import Display
 
 HEAD_HELP = """Time and peak memory of a loss's forward and backward pass, beside plain softmax and other libraries.
@@ -38,6 +38,7 @@ def head(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for head.json, head.md and head.png.")] = Path(
         "bench"
     ),
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     shapes = [
@@ -59,6 +60,9 @@ def head(
             command=shlex.join(["cssoftmax", *sys.argv[1:]]),
             watch=display.work,
         )
+    if as_json:
+        print_json(found)
+        return
     for line in aligned(list(bench.table(found))):
         out.print(line, markup=False)
     out.print(f"report: {output / 'head.md'}", markup=False)

@@ -6,10 +6,21 @@ from typing import Annotated
 import typer
 
 from cssoftmax import comparison, jobs, recipes, report
-from cssoftmax.cli.console import DataRoot, Quiet, Source, aligned, explained, given, out, warn_of_slow_precision
+from cssoftmax.cli.console import (
+    NETWORK_HELP,
+    DataRoot,
+    Json,
+    Quiet,
+    Source,
+    aligned,
+    explained,
+    given,
+    out,
+    print_json,
+    warn_of_slow_precision,
+)
 from cssoftmax.cli.display import ComparisonDisplay
 from cssoftmax.losses import LOSSES
-from cssoftmax.networks import NETWORKS
 
 COMPARE_HELP = """Compare losses on SOURCE: same data, network, first weights, batches, budget; only the loss differs.
 
@@ -54,7 +65,7 @@ def compare(
         recipes.Variant | None,
         typer.Option(help="quick: minutes on two CPU cores; best: the most accurate known for a named data set."),
     ] = None,
-    network: Annotated[str | None, typer.Option(help=f"One of {', '.join(NETWORKS)}.")] = None,
+    network: Annotated[str | None, typer.Option(help=NETWORK_HELP)] = None,
     width: Annotated[int | None, typer.Option(help="Channels of the network's first layer.")] = None,
     embedding_size: Annotated[int | None, typer.Option(help="Numbers in an embedding.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
@@ -73,6 +84,7 @@ def compare(
     ] = None,
     data_root: DataRoot = None,
     cache_dir: Annotated[Path | None, typer.Option(help="Folder of decoded data [~/.cache/cssoftmax].")] = None,
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     warn_of_slow_precision(amp)
@@ -105,6 +117,9 @@ def compare(
             watcher=display.watcher,
         )
     path = report.write_comparison(result, folder)
+    if as_json:
+        print_json({"report": path, **result})
+        return
     for line in aligned(report.summary_table(result)):
         out.print(line, markup=False)
     for key in result["headlines"]:

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from cssoftmax import processor, training
 from cssoftmax.data.progress import silence
+from cssoftmax.networks import NETWORKS
 
 P = ParamSpec("P")
 
@@ -27,6 +28,10 @@ DataRoot = Annotated[
     Path | None, typer.Option("--data-root", envvar="CSSOFTMAX_DATA", help="Folder that holds the named data sets.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
+NETWORK_HELP = (
+    f"One of {', '.join(NETWORKS)}, or package.module:function, yours: called with channels, embedding_size and width, "
+    "as far as it takes them, it returns the module."
+)
 Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON, for scripts.")]
 Network = Annotated[
     str | None,

@@ -10,7 +10,10 @@ import typer
 from cssoftmax import jobs, recipes
 from cssoftmax import report as reports
 from cssoftmax.cli.console import (
+    NETWORK_HELP,
     DataRoot,
+    Json,
+    Network,
     Quiet,
     Source,
     aligned,
@@ -18,11 +21,11 @@ from cssoftmax.cli.console import (
     given,
     is_main_process,
     out,
+    print_json,
     warn_of_slow_precision,
 )
 from cssoftmax.cli.display import Display
 from cssoftmax.losses import LOSSES
-from cssoftmax.networks import NETWORKS
 
 TRAIN_HELP = """Train a network on SOURCE and measure it on the test split.
 
@@ -37,6 +40,7 @@ Examples:
   cssoftmax train cifar10 --data-root ~/data --epochs 5 --seed 1
   cssoftmax train mnist --recipe best --amp bf16
   cssoftmax train photos/ --network resnet18 --image-size 64
+  cssoftmax train photos/ --network mine.models:tiny --embedding-size 256
   cssoftmax train mnist --embedding-size 2 --output runs/plane
   cssoftmax train --resume runs/digits-cs-softmax-0
   accelerate launch --num_processes 4 -m cssoftmax train hf:OWNER/NAME --shard-classes
@@ -69,7 +73,7 @@ def train(
         recipes.Variant | None,
         typer.Option(help="quick: minutes on two CPU cores; best: the most accurate known for a named data set."),
     ] = None,
-    network: Annotated[str | None, typer.Option(help=f"One of {', '.join(NETWORKS)}.")] = None,
+    network: Annotated[str | None, typer.Option(help=NETWORK_HELP)] = None,
     width: Annotated[int | None, typer.Option(help="Channels of the network's first layer.")] = None,
     embedding_size: Annotated[
         int | None, typer.Option(help="Numbers in an embedding; 2 can be drawn as it is.")
@@ -116,12 +120,14 @@ def train(
     ] = None,
     data_root: DataRoot = None,
     cache_dir: Annotated[Path | None, typer.Option(help="Folder of decoded data [~/.cache/cssoftmax].")] = None,
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     if resume is not None:
         _refuse_with_resume(context)
         with Display(quiet) as display:
-            _show([jobs.resume(resume, data_root=data_root, watcher=display.watcher)], resume, display)
+            run = jobs.resume(resume, data_root=data_root, network=network, watcher=display.watcher)
+            _show([run], run, display, as_json)
     else:
         warn_of_slow_precision(amp)
         changes = {
@@ -157,13 +163,15 @@ def train(
                 shard_classes=shard_classes,
                 watcher=display.watcher,
             )
-            _show([run], run, display)
+            _show([run], run, display, as_json)
 
 
 @explained
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `cssoftmax train` wrote.")],
+    network: Network = None,
     data_root: DataRoot = None,
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure a trained run again, and write its report anew.
@@ -173,8 +181,8 @@ def evaluate(
       cssoftmax evaluate runs/digits-cs-softmax-0
     """
     with Display(quiet) as display:
-        jobs.evaluate(run, data_root=data_root, watcher=display.watcher)
-        _show([run], run, display)
+        jobs.evaluate(run, data_root=data_root, network=network, watcher=display.watcher)
+        _show([run], run, display, as_json)
 
 
 @explained
@@ -183,6 +191,7 @@ def report(
     output: Annotated[Path, typer.Option("--output", "-o", help="The page, NAME.html, or a folder for it.")] = Path(
         "report"
     ),
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Put runs side by side on one HTML page: measures, plots, samples, and an explorer of margins.
@@ -192,10 +201,10 @@ def report(
       cssoftmax report runs/digits-softmax-0 runs/digits-cs-softmax-0 --output runs/report
     """
     with Display(quiet) as display:
-        _show(runs, output, display)
+        _show(runs, output, display, as_json)
 
 
-def _show(runs: Sequence[Path], folder: Path, display: "Display") -> None:
+def _show(runs: Sequence[Path], folder: Path, display: Display, as_json: bool) -> None:
     """Writes the report of the runs into a folder; prints the table of measures and the report's path."""
     if not is_main_process():
         return
@@ -203,6 +212,9 @@ def _show(runs: Sequence[Path], folder: Path, display: "Display") -> None:
     loaded = [reports.load_run(run) for run in runs]
     path = reports.write_report(runs, folder)
     display.close()
+    if as_json:
+        print_json({"report": path, "runs": [{"run": run.path, **run.summary} for run in loaded]})
+        return
     for line in aligned(reports.measures_table(loaded)):
         out.print(line, markup=False)
     out.print(f"report: {path}", markup=False)
@@ -222,9 +234,13 @@ def _factors(words: Sequence[str]) -> dict[str, Any]:
     return factors
 
 
+# What may be given with --resume.
+RESUMED = ("resume", "data_root", "network", "as_json", "quiet")
+
+
 def _refuse_with_resume(context: typer.Context) -> None:
     for name in context.params:
         source = context.get_parameter_source(name)
-        if name not in ("resume", "data_root", "quiet") and source is not None and source.name == "COMMANDLINE":
+        if name not in RESUMED and source is not None and source.name == "COMMANDLINE":
             given = "SOURCE" if name == "source" else f"--{name.replace('_', '-')}"
             raise ValueError(f"{given}: --resume goes on with the settings the run was begun with; leave {given} out")
