@@ -249,13 +249,13 @@ def _unfit(path: Path, error: Exception) -> JobError:
 def _check_named(where: Path, config: Mapping[str, Any], network: str | None) -> None:
     """Code that a file names runs only if the user names it too."""
     recorded = config["recipe"]["network"]
-    if networks.is_import_path(recorded) and network != recorded:
+    if network not in (None, recorded):
+        raise JobError(f"network: {where} was made with {recorded}, not {network}")
+    if networks.is_import_path(recorded) and network is None:
         raise JobError(
             f"{where}: its network is code, {recorded}, and code is not run because a file names it; if you trust it, "
             f"add --network {recorded}"
         )
-    if network is not None and network != recorded:
-        raise JobError(f"network: {where} was made with {recorded}, not {network}; leave --network out")
 
 
 def preprocessing(config: Mapping[str, Any]) -> Preprocessing:
