@@ -70,7 +70,7 @@ def test_train_evaluate_and_report_print_the_measures_a_line_each(command, make_
     again, same, nothing = command("evaluate", "runs/photos-cs-softmax-0")
     assert (again, same, nothing) == (0, out, "")
     found = json.loads(command("evaluate", "runs/photos-cs-softmax-0", "--json")[1])
-    assert found["report"] == "runs/photos-cs-softmax-0/report.md"
+    assert found["report"] == "runs/photos-cs-softmax-0/report.html"
     assert 0 <= found["runs"][0]["measures"]["accuracy"] <= 1
 
     code, _, err = command("train", photos, *TINY, "--loss", "softmax", "-o", "plain", "--quiet")

@@ -377,7 +377,7 @@ def _run(
     weights = {name: training.whole(value) for name, value in model.state_dict().items()}
     if accelerator.is_main_process:
         files.write_tensors(run / "weights.safetensors", weights)
-        _evaluate(run, config, dataset, load_model(run, config), accelerator, watcher)
+        _evaluate(run, config, dataset, load_model(run, config, network=recipe.network), accelerator, watcher)
         checkpoint.unlink()
     return run
 
