@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTHON := python3
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint types results results-gpu results-table clean
+.PHONY: demo test lint types docs pictures results results-gpu results-table clean
 
 demo: $(VENV)/train.stamp
 	@rm -rf runs/demo
@@ -23,6 +23,14 @@ lint: $(VENV)/test.stamp
 types: $(VENV)/test.stamp
 	$(BIN)/mypy
 
+# The documentation, into site/: it works from disk, without a network.
+docs: $(VENV)/test.stamp
+	$(BIN)/mkdocs build --quiet --site-dir site
+	@echo "documentation: site/index.html"
+
+pictures: $(VENV)/test.stamp
+	$(BIN)/python tools/draw_docs.py
+
 results-table: $(VENV)/test.stamp
 	$(BIN)/python tools/render_tables.py
 
@@ -35,7 +43,7 @@ results-gpu: $(VENV)/train.stamp
 	$(BIN)/python tools/run_recipes.py --gpu $(if $(DATA),--data-root $(DATA))
 
 clean:
-	rm -rf $(VENV) build dist runs/demo
+	rm -rf $(VENV) build dist site runs/demo
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -1,20 +1,17 @@
 """Reports of finished runs: one page with measures, plots, samples and how each run was made; and comparisons."""
 
 from cssoftmax.report.comparison import box_plot, conclusion, difference_table, summary_table, write_comparison
-from cssoftmax.report.figures import LogitCurve, logit_curves
 from cssoftmax.report.markdown import measures_table
 from cssoftmax.report.page import write_report
 from cssoftmax.report.run import Run, RunError, load_run
 
 __all__ = [
-    "LogitCurve",
     "Run",
     "RunError",
     "box_plot",
     "conclusion",
     "difference_table",
     "load_run",
-    "logit_curves",
     "measures_table",
     "summary_table",
     "write_comparison",

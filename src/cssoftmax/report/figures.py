@@ -1,20 +1,15 @@
-"""Pictures of runs. Each function returns a matplotlib figure of its own; nothing global is touched for good."""
+"""The style of still pictures, and how a figure becomes a file. Nothing global is touched for good."""
 
 import io
-import math
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cache, wraps
 from typing import Any, ParamSpec
 
 import matplotlib
-import torch
-from matplotlib import font_manager, patheffects
+from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from torch import Tensor
 
 P = ParamSpec("P")
 
@@ -77,25 +72,6 @@ FALLBACK_FONTS = (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class LogitCurve:
-    """How a loss turns a cosine into a logit.
-
-    Attributes:
-        name: of the loss.
-        scale: the scale factor s.
-        cosines: (K,) rising, in [-1, 1].
-        positive: (K,) P(c), the similarity to the own class at each cosine.
-        negative: (K,) N(c), the similarity to any other class.
-    """
-
-    name: str
-    scale: float
-    cosines: Tensor
-    positive: Tensor
-    negative: Tensor
-
-
 def _style() -> Any:
     return matplotlib.rc_context(STYLE | {"font.family": ["DejaVu Sans", *_fallback_fonts()]})
 
@@ -129,78 +105,3 @@ def png(figure: Figure) -> bytes:
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         FigureCanvasAgg(figure).print_png(content, metadata={"Software": None})
     return content.getvalue()
-
-
-@styled
-def logit_curves(curves: Sequence[LogitCurve]) -> Figure:
-    """What losses make of a cosine, and where they draw the line between two classes.
-
-    On the left the logits s P(c) (solid) and s N(c) (dashed) against the cosine c. On the right the decision boundary
-    in the plane of the cosines to the own class c_y and to another class c_j, both from -1 to 1: where
-    s P(c_y) = s N(c_j). A loss pulls each sample to the right of and below its line. In grey the plain cosine softmax,
-    P = N = c.
-
-    Example:
-        >>> c = torch.linspace(-1, 1, 201)
-        >>> figure = logit_curves([LogitCurve("cosface", 30.0, c, c - 0.35, c)])
-    """
-    names = _distinct(curves)
-    figure = Figure(figsize=(9.2, 4.0 + 0.22 * len(curves)))
-    left, right = figure.subplots(1, 2)
-    line = torch.tensor([-1.0, 1.0])
-    for scale in sorted({curve.scale for curve in curves}):
-        left.plot(line, scale * line, color=GREY, linewidth=1, linestyle=":")
-    right.plot(line, line, color=GREY, linewidth=1, linestyle=":")
-    for index, curve in enumerate(curves):
-        cosine = curve.cosines.double()
-        positive, negative = (curve.scale * values.double() for values in (curve.positive, curve.negative))
-        color = _color(index)
-        left.plot(cosine.numpy(), positive.numpy(), color=color)
-        left.plot(cosine.numpy(), negative.numpy(), color=color, linestyle=(0, (4, 2)))
-        lead = (positive[None, :] - negative[:, None]).numpy()
-        if len(curves) == 1:
-            right.contourf(cosine.numpy(), cosine.numpy(), lead, levels=[0, math.inf], colors=[color], alpha=0.15)
-        if lead.min() < 0 < lead.max():
-            right.contour(cosine.numpy(), cosine.numpy(), lead, levels=[0], colors=[color], linewidths=1.8)
-    left.set_title("Logit of a cosine")
-    left.set_xlabel("cosine c")
-    left.set_ylabel("logit")
-    left.set_xlim(-1, 1)
-    right.set_title("Decision boundary")
-    right.set_xlabel("cosine to the own class, c_y")
-    right.set_ylabel("cosine to another class, c_j")
-    right.set_xlim(-1, 1)
-    right.set_ylim(-1, 1)
-    right.set_aspect("equal")
-    for x, y, side, words in ((0.94, -0.92, "right", "own class wins"), (-0.94, 0.86, "left", "other class wins")):
-        right.text(x, y, words, ha=side, fontsize=9, path_effects=[_halo()])
-    handles = [Line2D([], [], color=_color(index)) for index in range(len(curves))]
-    handles += [
-        Line2D([], [], color=INK),
-        Line2D([], [], color=INK, linestyle=(0, (4, 2))),
-        Line2D([], [], color=GREY, linewidth=1, linestyle=":"),
-    ]
-    kinds = ["own class, s P(c)", "other class, s N(c)", "no margin, P = N = c"]
-    figure.legend(handles, [*names, *kinds], loc="outside lower left", ncols=2 if len(curves) > 1 else 4)
-    return figure
-
-
-def _distinct(curves: Sequence[LogitCurve]) -> list[str]:
-    names = [f"{_short(curve.name, 60)}, s = {curve.scale:.4g}" for curve in curves]
-    return [
-        name if names.count(name) == 1 else f"{name} ({names[: index + 1].count(name)})"
-        for index, name in enumerate(names)
-    ]
-
-
-def _halo() -> Any:
-    return patheffects.withStroke(linewidth=2.5, foreground="white")
-
-
-def _color(index: int) -> str:
-    return PALETTE[index % len(PALETTE)]
-
-
-def _short(text: str, length: int = 22) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= length else text[: length - 1] + "…"
