@@ -1,6 +1,7 @@
 """The loop: every step's randomness is drawn from (seed, step) alone, so that a resumed run is the run."""
 
 import json
+import logging
 import math
 import signal
 import time
@@ -14,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -33,6 +35,11 @@ from cssoftmax.losses import SimilarityLoss
 from cssoftmax.recipes import Recipe
 from cssoftmax.wiring import param_groups
 
+MOST_LEFT_OUT = 10
+"""Steps with infinite or NaN numbers in them that a training leaves out before it gives up."""
+
+logger = logging.getLogger(__name__)
+
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says why and what to change."""
@@ -48,7 +55,11 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training stands, and what it summed up in the epoch so far; on a GPU the sums come a few steps late."""
+    """Where a training stands, and what it summed up in the epoch so far.
+
+    ``left_out`` counts the steps of the whole training that were left out for infinite or NaN numbers in them;
+    ``first_loss`` is that of its first step.
+    """
 
     step: int
     steps: int
@@ -57,6 +68,8 @@ class Progress:
     correct: float = 0.0
     samples: int = 0
     seconds: float = 0.0
+    left_out: int = 0
+    first_loss: float = 0.0
 
     @property
     def epoch(self) -> int:
@@ -106,7 +119,9 @@ def fit(
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM arrived; the checkpoint holds the last finished step.
-        Diverged: the loss or a weight is no longer finite; the checkpoint is from before, where all was.
+        Diverged: a weight is no longer finite, or more than :data:`MOST_LEFT_OUT` steps had infinite or NaN numbers in
+            them; the checkpoint is from before. Up to then, such a step changes nothing, and a warning names its
+            samples.
         TrainingError: the checkpoint does not fit.
     """
     device = accelerator.device
@@ -139,7 +154,6 @@ def fit(
         progress = _load(checkpoint, model, optimizer, average, accelerator.scaler, progress)
     mirrored = _mirrored(recipe, len(target), seed)
     order, order_epoch = torch.empty(0, dtype=torch.int64), -1
-    unseen: list[tuple[Tensor, Tensor, int]] = []
 
     with _stop_requested() as stop:
         while progress.step < progress.steps:
@@ -160,6 +174,7 @@ def fit(
             if mirrored is not None:
                 batch = flipped(batch, (mirrored[rows] ^ (epoch % 2 == 1)).to(device))
             batch, labels = augment(batch), target[rows.to(device)]
+            buffers = [buffer.clone() for buffer in model.buffers()]
             model.train()
             with accelerator.autocast():
                 if recipe.mixup:
@@ -173,23 +188,36 @@ def fit(
             if recipe.clip_norm:
                 accelerator.unscale_gradients(prepared)
                 _clip_gradients(model, recipe.clip_norm)
-            prepared.step()
-            prepared.zero_grad()
-            if average is not None:
-                average.update_parameters(model)
-
             with torch.no_grad():
                 correct = (model.loss.classify(embeddings) == labels).sum()
-            unseen.append((value.detach(), correct, len(labels)))
-            step = progress.step + 1
-            # Several processes stop together: each hears at the next look that another was asked to.
-            alone = accelerator.num_processes == 1
-            stopping = stop.requested and alone
+            fine = bool(value.isfinite()) and (accelerator.scaler is not None or _gradient_is_finite(model))
+            loss_sum, hits, samples, unfit, asked = _over_processes(
+                accelerator, value.item() * len(labels), correct.item(), len(labels), not fine, stop.requested
+            )
+            if not unfit:
+                prepared.step()
+                if average is not None:
+                    average.update_parameters(model)
+                progress = replace(
+                    progress,
+                    loss_sum=progress.loss_sum + loss_sum,
+                    correct=progress.correct + hits,
+                    samples=progress.samples + int(samples),
+                    first_loss=progress.first_loss or loss_sum / samples,
+                )
+            else:
+                for buffer, before in zip(model.buffers(), buffers, strict=True):
+                    buffer.copy_(before)
+                progress = replace(progress, left_out=progress.left_out + 1)
+                cause = _cause(batch, embeddings, rows)
+                if progress.left_out > MOST_LEFT_OUT:
+                    raise Diverged(_stopped(f"{progress.left_out} steps had {cause}", progress, recipe, checkpoint))
+                if not fine:
+                    logger.warning("step %d left out: %s", progress.step + 1, cause)
+            prepared.zero_grad()
+
+            step, stopping = progress.step + 1, bool(asked)
             finished_epoch = step % steps_per_epoch == 0
-            if finished_epoch or stopping or len(unseen) >= _steps_between_looks(device):
-                progress, asked = _add(unseen, progress, recipe, checkpoint, accelerator, stop.requested)
-                stopping = stopping or asked
-                unseen.clear()
             progress = replace(progress, step=step, seconds=progress.seconds + time.perf_counter() - began)
             on_step(progress)
             if not (finished_epoch or stopping):
@@ -199,18 +227,19 @@ def fit(
                 for module in (model, average):
                     _share_buffers(module)
             if not _finite(model, accelerator):
-                raise Diverged(_not_finite("a weight became infinite or NaN", step - 1, progress, recipe, checkpoint))
+                raise Diverged(_stopped("a weight became infinite or NaN", progress, recipe, checkpoint))
             if finished_epoch:
+                _warn_of_a_rising_loss(progress, recipe)
                 metrics = {
                     "epoch": progress.epoch,
-                    "train_loss": progress.loss_sum / progress.samples,
-                    "train_accuracy": progress.correct / progress.samples,
+                    "train_loss": progress.loss_sum / max(progress.samples, 1),
+                    "train_accuracy": progress.correct / max(progress.samples, 1),
                     "lr": recipe.lr * rate,
                     "seconds": progress.seconds,
                 }
                 on_epoch(_evaluated(model, average), metrics)
             _save(checkpoint, model, optimizer, average, accelerator, progress)
-            if (stopping or (stop.requested and alone)) and progress.step < progress.steps:
+            if (stopping or (stop.requested and accelerator.num_processes == 1)) and progress.step < progress.steps:
                 raise Interrupted(f"stopped after step {progress.step} of {progress.steps}")
     return _evaluated(model, average)
 
@@ -300,11 +329,6 @@ def augmentation(recipe: Recipe) -> Callable[[Tensor], Tensor]:
     return lambda batch: batch
 
 
-def _steps_between_looks(device: torch.device) -> int:
-    """To look at a number on a GPU is to wait for it."""
-    return 1 if device.type == "cpu" else 50
-
-
 def is_sharded(tensor: Tensor) -> bool:
     """Whether it is a DTensor; to import that class takes a second."""
     return hasattr(tensor, "full_tensor")
@@ -313,6 +337,12 @@ def is_sharded(tensor: Tensor) -> bool:
 def whole(tensor: Tensor) -> Tensor:
     """The tensor, of which each process may have a part; then all processes must call this."""
     found: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return found
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """What this process has of a tensor."""
+    found: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return found
 
 
@@ -345,7 +375,7 @@ def _clip_gradients(model: Classifier, norm: float) -> None:
     for parameter in (*parts[0], *parts[1]):
         gradient = parameter.grad
         assert gradient is not None
-        (gradient.to_local() if hasattr(gradient, "to_local") else gradient).mul_(factor)
+        _local(gradient).mul_(factor)
 
 
 def _share_buffers(module: nn.Module | None) -> None:
@@ -356,10 +386,7 @@ def _share_buffers(module: nn.Module | None) -> None:
 
 def _finite(model: Classifier, accelerator: Accelerator) -> bool:
     """Whether all weights are, in all processes."""
-    infinite = sum(
-        int(not (weight.to_local() if hasattr(weight, "to_local") else weight).isfinite().all())
-        for weight in model.parameters()
-    )
+    infinite = sum(int(not _local(weight).isfinite().all()) for weight in model.parameters())
     if accelerator.num_processes > 1:
         infinite = int(accelerator.reduce(torch.tensor(float(infinite), device=accelerator.device), "sum"))
     return infinite == 0
@@ -369,43 +396,52 @@ def _evaluated(model: Classifier, average: AveragedModel | None) -> Classifier:
     return model if average is None else cast(Classifier, average.module)
 
 
-def _add(
-    unseen: list[tuple[Tensor, Tensor, int]],
-    progress: Progress,
-    recipe: Recipe,
-    checkpoint: Path,
-    accelerator: Accelerator,
-    stop: bool,
-) -> tuple[Progress, bool]:
-    """Adds the losses, hits and sizes of the batches since the last look to the progress, over all processes.
+def _over_processes(accelerator: Accelerator, *numbers: float) -> list[float]:
+    """Each number's sum over all processes."""
+    if accelerator.num_processes == 1:
+        return list(numbers)
+    table = torch.tensor(numbers, dtype=torch.float64, device=accelerator.device)
+    sums: list[float] = accelerator.reduce(table, "sum").tolist()
+    return sums
 
-    Also tells whether any of them was asked to stop.
-    """
-    values = torch.stack([value for value, _, _ in unseen]).tolist()
-    hits = torch.stack([correct for _, correct, _ in unseen]).tolist()
-    sums = [(value * size, hit, size) for value, hit, (_, _, size) in zip(values, hits, unseen, strict=True)]
-    if accelerator.num_processes > 1:
-        table = torch.tensor([*sums, (stop, 0, 0)], dtype=torch.float64, device=accelerator.device)
-        *sums, (stop, _, _) = accelerator.reduce(table, "sum").tolist()
-    for index, (loss_sum, correct, samples) in enumerate(sums):
-        if not math.isfinite(loss_sum):
-            step = progress.step + 1 - len(unseen) + index
-            raise Diverged(_not_finite(f"the loss became {loss_sum / samples}", step, progress, recipe, checkpoint))
-        progress = replace(
-            progress,
-            loss_sum=progress.loss_sum + loss_sum,
-            correct=progress.correct + correct,
-            samples=progress.samples + int(samples),
+
+def _gradient_is_finite(model: Classifier) -> bool:
+    """In float16 that is the scaler's business: the gradient overflows now and then as the scale is sought."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    return bool(get_total_norm([_local(gradient) for gradient in gradients]).isfinite())
+
+
+def _cause(batch: Tensor, embeddings: Tensor, rows: Tensor) -> str:
+    """Where a step's infinite or NaN numbers began, and with which training samples."""
+    fine = {
+        name: values.detach().flatten(1).isfinite().all(1).cpu()
+        for name, values in (("inputs", batch), ("embeddings", embeddings))
+    }
+    where = next((name for name, rows_fine in fine.items() if not rows_fine.all()), "gradient")
+    named = rows[~fine[where]].tolist() if where in fine else rows.tolist()
+    shown = ", ".join(map(str, named[:8])) + (f" and {len(named) - 8} more" if len(named) > 8 else "")
+    return f"infinite or NaN {where} of training samples {shown}"
+
+
+def _warn_of_a_rising_loss(progress: Progress, recipe: Recipe) -> None:
+    loss = progress.loss_sum / max(progress.samples, 1)
+    if loss > 3 * max(progress.first_loss, 1.0):
+        logger.warning(
+            "epoch %d: the loss rose from %.3g to %.3g; --lr %g is far too high, try a tenth of it",
+            progress.epoch,
+            progress.first_loss,
+            loss,
+            recipe.lr,
         )
-    return progress, bool(stop)
 
 
-def _not_finite(what: str, step: int, progress: Progress, recipe: Recipe, checkpoint: Path) -> str:
+def _stopped(what: str, progress: Progress, recipe: Recipe, checkpoint: Path) -> str:
     kept = f"the checkpoint {checkpoint} is from before" if checkpoint.exists() else "no checkpoint was written yet"
-    return (
-        f"lr: {what} at step {step + 1} of {progress.steps} (epoch {step // progress.steps_per_epoch + 1}); lower --lr "
-        f"from {recipe.lr:g}, or set --clip-norm; {kept}"
-    )
+    epoch = max(progress.step - 1, 0) // progress.steps_per_epoch + 1
+    where = f"{what}, at step {progress.step} of {progress.steps} (epoch {epoch})"
+    if "inputs" in what:
+        return f"data: {where}; repair or remove these samples; {kept}"
+    return f"lr: {where}; lower --lr from {recipe.lr:g}, or set --clip-norm; {kept}"
 
 
 def _fold(seed: int, step: int) -> int:
