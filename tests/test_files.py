@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,3 +53,30 @@ def test_what_a_killed_process_left_aside_is_removed(tmp_path):
     (tmp_path / "weights.safetensors").write_bytes(b"whole")
     files.remove_abandoned(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]
+
+
+def test_a_flipped_bit_in_a_tensor_is_noticed(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    files.write_tensors(
+        path, {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(3, dtype=torch.bool)}, {"kind": "test"}
+    )
+    metadata, tensors = files.read_tensors(path)
+    assert metadata["kind"] == "test" and torch.equal(tensors["a"], torch.arange(6.0).view(2, 3))
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="weights.safetensors: damaged .*checksum"):
+        files.read_tensors(path)
+    path.write_bytes(content[:-5])
+    with pytest.raises(ValueError, match="weights.safetensors: damaged"):
+        files.read_tensors(path)
+
+
+def test_what_reads_back_differently_does_not_replace_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    files.write_bytes(path, b"old")
+    monkeypatch.setattr(Path, "read_bytes", lambda self: b"spoiled")
+    with pytest.raises(OSError, match="file: cannot be written .it reads back differently."):
+        files.write_bytes(path, b"new")
+    monkeypatch.undo()
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from cssoftmax import CSSoftmaxLoss, NormFaceLoss, training
+from cssoftmax import CSSoftmaxLoss, NormFaceLoss, SoftmaxLoss, training
 from cssoftmax.data import Split
 from cssoftmax.data.augment import ImageAugment, SoundAugment
 from cssoftmax.recipes import Recipe
@@ -354,3 +354,13 @@ def test_flops_are_those_of_forward_and_backward_over_all_epochs():
     head = 3 * 2 * 8 * 3
     assert flops(classifier, data, epochs=7) == 7 * 10 * (2 * 2 * 16 * 8 + head)
     assert all(p.grad is None for p in classifier.parameters())
+
+
+def test_a_learning_rate_far_too_high_is_diagnosed_in_words(checkpoint, caplog):
+    trained(checkpoint, model(), lr=0.1)
+    assert not caplog.records
+    torch.manual_seed(0)
+    linear = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 4)), SoftmaxLoss(4, 30))
+    data = replace(split(samples=300), target=torch.arange(300) % 30)
+    trained(checkpoint, linear, data, lr=2.0, batch_size=20, epochs=1)
+    assert "--lr 2 is far too high, try a tenth of it" in caplog.text

@@ -1,20 +1,32 @@
-"""Files written aside and renamed: whoever opens one sees the old or the new, never half of it."""
+"""Files written aside, read back and renamed: whoever opens one sees the old or the new, never half of it."""
 
 import contextlib
+import errno
 import json
 import os
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes ``content`` beside ``path``, to disk, and renames it there; OSError names ``path`` and the reason."""
+    """Writes ``content`` beside ``path``, to disk, reads it back, and only then puts it in the place of the old file.
+
+    Raises:
+        OSError: it cannot be written, or is not what was written; ``path``, the reason, and what to do.
+    """
     with aside(path) as file:
         file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+        if Path(file.name).read_bytes() != content:
+            raise OSError(errno.EIO, "it reads back differently")
 
 
 @contextlib.contextmanager
@@ -60,7 +72,30 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """A safetensors file; tensors are copied to the CPU, so that none shares memory with another."""
-    write_bytes(
-        path, save({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, metadata)
-    )
+    """A safetensors file with their checksum; tensors are copied to the CPU: none shares memory with another."""
+    copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    write_bytes(path, save(copies, {**(metadata or {}), "checksum": _checksum(copies)}))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a safetensors file; one without a checksum, of another program, is taken as it is.
+
+    Raises:
+        ValueError: the file cannot be read, or is damaged; one line with ``path`` and the reason.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: damaged ({str(error).splitlines()[0].rstrip(':')})") from error
+    if metadata.get("checksum", expected := _checksum(tensors)) != expected:
+        raise ValueError(f"{path}: damaged (its content does not have its checksum)")
+    return metadata, tensors
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    value = 0
+    for name, tensor in sorted(tensors.items()):
+        value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
+        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, value)
+    return str(value)

@@ -11,8 +11,6 @@ from typing import Any, Literal, get_args
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from cssoftmax import __version__, files, losses, metrics, networks, processor, recipes, training
@@ -235,14 +233,14 @@ def read_weights(run: Path) -> dict[str, Tensor]:
             f"{run}: weights.safetensors is missing, the training did not end; --resume {run} goes on with it"
         )
     try:
-        weights: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError) as error:
+        _, weights = files.read_tensors(path)
+    except ValueError as error:
         raise _unfit(path, error) from error
     return weights
 
 
 def _unfit(path: Path, error: Exception) -> JobError:
-    reason = str(error).splitlines()[0].rstrip(":")
+    reason = str(error).splitlines()[0].removeprefix(f"{path}: ").rstrip(":")
     return JobError(f"{path}: these weights cannot be loaded ({reason}); restore it, or train anew")
 
 

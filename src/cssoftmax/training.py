@@ -13,7 +13,6 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
@@ -30,7 +29,7 @@ from cssoftmax.data.augment import (
     mixup,
     sound_augmentation,
 )
-from cssoftmax.files import write_tensors
+from cssoftmax.files import read_tensors, write_tensors
 from cssoftmax.losses import SimilarityLoss
 from cssoftmax.recipes import Recipe
 from cssoftmax.wiring import param_groups
@@ -554,12 +553,9 @@ def _progress(path: Path, metadata: dict[str, str]) -> Progress:
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
-        with safe_open(path, "pt") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise TrainingError(
-            f"{path}: damaged ({str(error).splitlines()[0]}); delete it to start this run anew"
-        ) from error
+        return read_tensors(path)
+    except ValueError as error:
+        raise TrainingError(f"{error}; delete it to start this run anew") from error
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
