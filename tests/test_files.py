@@ -80,3 +80,13 @@ def test_what_reads_back_differently_does_not_replace_the_old_file(tmp_path, mon
         files.write_bytes(path, b"new")
     monkeypatch.undo()
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_same_tensors_and_metadata_are_the_same_bytes(tmp_path):
+    metadata = {str(number): "value" for number in range(20)}
+    contents = set()
+    for _ in range(5):
+        files.write_tensors(tmp_path / "file", {"b": torch.ones(3), "a": torch.zeros(2, 2)}, metadata)
+        contents.add((tmp_path / "file").read_bytes())
+    assert len(contents) == 1
+    assert load_file(tmp_path / "file")["b"].tolist() == [1, 1, 1]

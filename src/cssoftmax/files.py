@@ -74,7 +74,7 @@ def write_json(path: Path, value: Any) -> None:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """A safetensors file with their checksum; tensors are copied to the CPU: none shares memory with another."""
     copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    write_bytes(path, save(copies, {**(metadata or {}), "checksum": _checksum(copies)}))
+    write_bytes(path, _repeatable(save(copies, {**(metadata or {}), "checksum": _checksum(copies)})))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -91,6 +91,16 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     if metadata.get("checksum", expected := _checksum(tensors)) != expected:
         raise ValueError(f"{path}: damaged (its content does not have its checksum)")
     return metadata, tensors
+
+
+def _repeatable(content: bytes) -> bytes:
+    """The same file for the same content: safetensors writes metadata in an order that changes from call to call."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
