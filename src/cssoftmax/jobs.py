@@ -3,7 +3,7 @@
 import importlib.metadata
 import json
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from cssoftmax import __version__, files, losses, metrics, networks, processor, recipes, training
+from cssoftmax import __version__, files, losses, metrics, networks, processor, recipes, trackers, training
 from cssoftmax.data import (
     Dataset,
     Pixels,
@@ -100,6 +100,7 @@ def train(
     amp: Amp = "no",
     cpu: bool = False,
     shard_classes: bool = False,
+    track: Sequence[str] = (),
     watcher: Watcher | None = None,
 ) -> Path:
     """Trains a network and a loss on ``source`` and writes the run's folder ``output``.
@@ -114,6 +115,9 @@ def train(
     recordings of that split, to be looked at in a report). The weights are those after the last epoch. Nothing is
     written before everything that was asked for is known to fit together.
 
+    ``track`` names trackers (``tensorboard``, ``wandb``, ``mlflow``, ...) that are told every epoch's measures and the
+    final ones; TensorBoard, in the run's folder, also shows the embeddings in its projector.
+
     Raises:
         JobError: the folder holds a run already, or a setting does not fit.
         cssoftmax.data.DataError, cssoftmax.recipes.RecipeError, cssoftmax.training.TrainingError,
@@ -122,6 +126,7 @@ def train(
     _check_free(output)
     if amp not in get_args(Amp):
         raise JobError(f"amp: {amp!r} is not one of {', '.join(get_args(Amp))}")
+    trackers.check(track)
     # The number of classes and the kind of data are not known yet, but most mistakes show before data are fetched.
     networks.find(recipes.choose(source.name, "image", **(recipe_changes or {})).network)
     per_class = [len(value) for value in (loss_settings or {}).values() if isinstance(value, list)]
@@ -145,10 +150,11 @@ def train(
         "amp": amp,
         "cpu": cpu,
         "shard_classes": shard_classes,
+        "track": list(track),
         "threads": torch.get_num_threads(),
         "versions": versions(),
     }
-    model, accelerator = prepare(config, dataset)
+    model, accelerator = prepare(config, dataset, output)
     if shard_classes and accelerator.num_processes == 1:
         raise JobError(
             "shard_classes: there is one process, with all classes; start several: `accelerate launch "
@@ -174,7 +180,7 @@ def resume(
     if (run / "summary.json").exists():
         raise JobError(f"{run}: this run is complete; `cssoftmax evaluate {run}` measures it anew")
     dataset = _dataset(config)
-    model, accelerator = prepare(config, dataset)
+    model, accelerator = prepare(config, dataset, run)
     return _run(run, config, dataset, model, accelerator, watcher or Watcher())
 
 
@@ -284,12 +290,12 @@ def _check_free(output: Path) -> None:
         raise JobError(f"{output}: there is a run in this folder; go on with it by --resume {output}, or name another")
 
 
-def prepare(config: Mapping[str, Any], dataset: Dataset) -> tuple[Classifier, Accelerator]:
+def prepare(config: Mapping[str, Any], dataset: Dataset, run: Path | None = None) -> tuple[Classifier, Accelerator]:
     """The model before its first step, once it is known that it takes the data.
 
     The network's weights follow from the seed and the recipe alone, whatever the loss: it draws its own after them.
     """
-    accelerator = accelerator_of(config)
+    accelerator = accelerator_of(config, run)
     torch.manual_seed(config["seed"])
     model = _build(config, channel_statistics(dataset.train))
     recipe, inputs = _recipe(config), training.as_input(dataset.train.inputs[:1])
@@ -344,6 +350,8 @@ def _run(
     if config.get("shard_classes") and accelerator.num_processes > 1:
         _shard(model, accelerator)
     watcher.on_start(dataset, recipe, model, done)
+    if accelerator.log_with:
+        trackers.start(accelerator, run, {**config["loss"], **config["recipe"], "seed": config["seed"]})
 
     def on_epoch(evaluated: Classifier, measured: dict[str, float]) -> None:
         watcher.on_phase("evaluating")
@@ -354,6 +362,7 @@ def _run(
         }
         if accelerator.is_main_process:
             files.append_line(log, json.dumps(line))
+        accelerator.log({name: value for name, value in line.items() if name != "epoch"}, step=int(line["epoch"]))
         watcher.on_epoch(line)
         watcher.on_phase("training")
 
@@ -371,12 +380,20 @@ def _run(
             on_epoch=on_epoch,
         )
     except Interrupted as stop:
+        accelerator.end_training()
         raise Interrupted(f"{stop}; `cssoftmax train --resume {run}` goes on") from None
     weights = {name: training.whole(value) for name, value in model.state_dict().items()}
     if accelerator.is_main_process:
         files.write_tensors(run / "weights.safetensors", weights)
-        _evaluate(run, config, dataset, load_model(run, config, network=recipe.network), accelerator, watcher)
+        measures = _evaluate(
+            run, config, dataset, load_model(run, config, network=recipe.network), accelerator, watcher
+        )
+        accelerator.log({f"final/{name}": value for name, value in measures.items()}, step=recipe.epochs)
+        if accelerator.log_with:
+            evaluated = load_file(run / "evaluation.safetensors")
+            trackers.project(accelerator, dataset.test, evaluated["embeddings"], dataset.classes)
         checkpoint.unlink()
+    accelerator.end_training()
     return run
 
 
@@ -479,12 +496,17 @@ def _seconds(log: Path) -> float:
         raise JobError(f"{log}: cannot be read ({error}); restore it, or train anew") from error
 
 
-def accelerator_of(config: Mapping[str, Any]) -> Accelerator:
-    """Where a run runs, and in which precision."""
+def accelerator_of(config: Mapping[str, Any], run: Path | None = None) -> Accelerator:
+    """Where a run runs, in which precision, and, given its folder, what tracks it."""
     # accelerate keeps the first precision and device that a process asks for; each run has its own.
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
-        return Accelerator(cpu=config["cpu"], mixed_precision=config["amp"])
+        return Accelerator(
+            cpu=config["cpu"],
+            mixed_precision=config["amp"],
+            log_with=config.get("track") or None if run is not None else None,
+            project_dir=run,
+        )
     except ValueError as error:
         raise JobError(f"amp: {error} Choose bf16 or no") from error
 

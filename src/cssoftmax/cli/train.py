@@ -42,6 +42,7 @@ Examples:
   cssoftmax train photos/ --network resnet18 --image-size 64
   cssoftmax train photos/ --network mine.models:tiny --embedding-size 256
   cssoftmax train mnist --embedding-size 2 --output runs/plane
+  cssoftmax train digits --track tensorboard && tensorboard --logdir runs
   cssoftmax train --resume runs/digits-cs-softmax-0
   accelerate launch --num_processes 4 -m cssoftmax train hf:OWNER/NAME --shard-classes
 
@@ -114,6 +115,10 @@ def train(
     shard_classes: Annotated[
         bool, typer.Option("--shard-classes", help="Share out the class weights over the processes; see above.")
     ] = False,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(help="Tell tensorboard, wandb, mlflow, ... of every epoch; may be repeated."),
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Run folder [runs/SOURCE-LOSS-SEED].")] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Go on with the run in this folder, with the settings it was begun with.")
@@ -161,6 +166,7 @@ def train(
                 amp=amp,
                 cpu=cpu,
                 shard_classes=shard_classes,
+                track=track or (),
                 watcher=display.watcher,
             )
             _show([run], run, display, as_json)
