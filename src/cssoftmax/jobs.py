@@ -81,12 +81,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Watcher:
-    """What a person sees of a job: called with what is about to be trained, each step, each epoch, and each phase."""
+    """What a person sees of a job: called with what is about to be trained, each step, each epoch,
+    each phase, and how much of a phase is done, of how much."""
 
     on_start: Callable[[Dataset, Recipe, Classifier, int], None] = lambda dataset, recipe, model, epoch: None
     on_step: Callable[[Progress], None] = lambda progress: None
     on_epoch: Callable[[dict[str, float]], None] = lambda metrics: None
     on_phase: Callable[[str], None] = lambda phase: None
+    on_work: Callable[[int, int, str], None] = lambda done, total, what: None
 
 
 def train(
@@ -423,7 +425,12 @@ def _evaluate(
     strangers = training.embed(model, blended, accelerator=accelerator)[0] if len(blended.inputs) else embeddings[:0]
     watcher.on_phase("measuring")
     measures = metrics.measure(
-        embeddings, dataset.test.target, logits, reference=(neighbours, sample.target), seed=config["seed"]
+        embeddings,
+        dataset.test.target,
+        logits,
+        reference=(neighbours, sample.target),
+        seed=config["seed"],
+        watch=lambda done, total: watcher.on_work(done, total, "pairs compared"),
     )
     recipe = _recipe(config)
     if recipe.average_views:

@@ -110,3 +110,10 @@ def test_the_loss_alone_does_not_load_the_measures():
         "import sys, cssoftmax; sys.exit(bool({'cssoftmax.metrics', 'sklearn', 'torchmetrics'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_search_for_neighbours_tells_how_far_it_is():
+    x, y = torch.eye(3).repeat(4, 1), torch.arange(3).repeat(4)
+    told = []
+    measure(x, y, None, reference=(x[:6], y[:6]), watch=lambda done, total: told.append((done, total)))
+    assert told == sorted(told) and told[-1] == (12 * 12 + 12 * 6,) * 2

@@ -11,7 +11,7 @@ from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.inference import CustomKNN
 from sklearn.neighbors import KNeighborsClassifier
 
-from cssoftmax.metrics import knn_accuracy, leave_one_out, map_at_r, recall_at_1
+from cssoftmax.metrics import approximate_leave_one_out, knn_accuracy, leave_one_out, map_at_r, recall_at_1
 from cssoftmax.metrics import retrieval as module
 
 seeds = st.integers(0, 2**31)
@@ -74,6 +74,30 @@ def test_collapsed_embeddings_come_out_at_chance_even_if_sorted():
         recall, average = leave_one_out(x, y)
         assert recall == pytest.approx(0.1) and average == pytest.approx(0.1)
         assert knn_accuracy(x, y, x, y) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("columns", "sample"), [(7, 4096), (64, 10), (29, 1)])
+def test_what_is_looked_at_at_a_time_changes_nothing(columns, sample, monkeypatch):
+    x, y = problem(3, n=200, c=4)
+    x[50:90] = x[0]  # ties; and the sample of 10 takes them for typical
+    expected, told = leave_one_out(x, y), []
+    monkeypatch.setattr(module, "COLUMNS", columns)
+    monkeypatch.setattr(module, "SAMPLE", sample)
+    monkeypatch.setattr(module, "BLOCK", 60 * columns)
+    assert leave_one_out(x, y, lambda done, total: told.append((done, total))) == pytest.approx(expected, rel=1e-14)
+    assert knn_accuracy(x, y, x, y, 9) == knn_accuracy(x, y, x.flip(0), y.flip(0), 9)
+    assert told == [(60, 200), (120, 200), (180, 200), (200, 200)]
+
+
+def test_approximate_search_says_how_much_it_found():
+    pytest.importorskip("faiss")
+    x, y = problem(0, n=2000, d=8, c=100)
+    whole = approximate_leave_one_out(x, y, probes=10**6)
+    assert whole.search_recall == 1.0
+    assert whole[:2] == pytest.approx(leave_one_out(x, y), abs=1e-3)  # in float32 two neighbours may change places
+    part = approximate_leave_one_out(x, y, probes=2)
+    assert 0.2 < part.search_recall < 0.999 and part.recall_at_1 < whole.recall_at_1
+    assert all(math.isnan(value) for value in approximate_leave_one_out(torch.eye(4), torch.arange(4)))
 
 
 def test_samples_alone_in_their_class_have_nothing_to_find():

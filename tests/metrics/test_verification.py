@@ -3,14 +3,15 @@
 import math
 import warnings
 from statistics import NormalDist
+from unittest import mock
 
 import pytest
 import sklearn.metrics
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cssoftmax.metrics import equal_error_rate, pair_scores, roc, true_accept_rate
+from cssoftmax.metrics import equal_error_rate, pair_scores, roc, true_accept_rate, verify_all_pairs
 from cssoftmax.metrics import verification as module
 
 seeds = st.integers(0, 2**31)
@@ -180,3 +181,29 @@ def test_what_does_not_fit_is_refused_in_one_line():
         with pytest.raises(error, match=message) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=12)
+@given(seed=seeds, side=st.sampled_from([5, 64, 1024]), classes=st.sampled_from([1, 2, 7, 120]))
+def test_all_pairs_at_once_or_in_blocks_are_the_same_trials(seed, side, classes):
+    g = torch.Generator().manual_seed(seed)
+    y = torch.randint(classes, (120,), generator=g)
+    x = torch.randn(classes, 4, generator=g)[y] + torch.randn(120, 4, generator=g)
+    x[:30] = x[0]  # pairs with equal scores, same and different
+    scores, same = pair_scores(x, y)
+    fars, told = (0, 1e-3, 0.1, 1), []
+    with mock.patch.object(module, "SIDE", side):
+        found = verify_all_pairs(x, y, fars, lambda done, total: told.append((done, total)))
+    scores = (scores * module.STEPS).round()  # as the blocks have them: rounding neither parts nor joins equal ones
+    assert found.equal_error_rate == pytest.approx(equal_error_rate(scores, same), abs=1e-12, nan_ok=True)
+    expected = [true_accept_rate(scores, same, far) for far in fars]
+    assert list(found.true_accept_rates) == pytest.approx(expected, abs=1e-12, nan_ok=True)
+    assert (found.same_pairs, found.different_pairs) == (int(same.sum()), int((~same).sum()))
+    assert told[-1][0] == told[-1][1] or found.same_pairs * found.different_pairs == 0
+
+
+def test_rates_of_all_pairs_need_pairs_and_rates():
+    with pytest.raises(ValueError, match="embeddings: expected at least two samples"):
+        verify_all_pairs(torch.eye(1), torch.tensor([0]))
+    with pytest.raises(ValueError, match="fars: expected rates from 0 to 1, got 2"):
+        verify_all_pairs(torch.eye(2), torch.tensor([0, 1]), [2])

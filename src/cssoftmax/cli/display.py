@@ -15,7 +15,7 @@ class Display:
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet = quiet or not console.is_main_process()
-        self.watcher = jobs.Watcher(self.start, self.step, self.epoch, self.phase)
+        self.watcher = jobs.Watcher(self.start, self.step, self.epoch, self.phase, self.work)
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

@@ -13,15 +13,33 @@ from cssoftmax.metrics.discriminability import class_centres, fisher_ratio, inte
 from cssoftmax.metrics.examples import class_margins, hardest_pairs, surest_errors, typical_samples
 from cssoftmax.metrics.measures import MEASURES, OPTIONAL_MEASURES, Measure, format_difference, format_value, measure
 from cssoftmax.metrics.open_set import max_cosine, max_log_odds, unknown_auroc
-from cssoftmax.metrics.retrieval import knn_accuracy, leave_one_out, map_at_r, recall_at_1
+from cssoftmax.metrics.retrieval import (
+    Approximate,
+    approximate_leave_one_out,
+    knn_accuracy,
+    leave_one_out,
+    map_at_r,
+    recall_at_1,
+)
 from cssoftmax.metrics.significance import PairedDifference, bootstrap_interval, holm, paired_difference, paired_test
-from cssoftmax.metrics.verification import equal_error_rate, far_threshold, pair_scores, roc, true_accept_rate
+from cssoftmax.metrics.verification import (
+    Verification,
+    equal_error_rate,
+    far_threshold,
+    pair_scores,
+    roc,
+    true_accept_rate,
+    verify_all_pairs,
+)
 
 __all__ = [
     "MEASURES",
     "OPTIONAL_MEASURES",
+    "Approximate",
     "Measure",
     "PairedDifference",
+    "Verification",
+    "approximate_leave_one_out",
     "bootstrap_interval",
     "class_centres",
     "class_margins",
@@ -53,4 +71,5 @@ __all__ = [
     "true_accept_rate",
     "typical_samples",
     "unknown_auroc",
+    "verify_all_pairs",
 ]

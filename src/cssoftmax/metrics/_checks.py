@@ -1,5 +1,7 @@
 """What every measure asks of its arguments. Messages are one line and name the argument."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -8,10 +10,10 @@ def directions(embeddings: Tensor, name: str = "embeddings") -> Tensor:
     """Embeddings (N, D) as float64 unit vectors on the CPU; zero embeddings stay zero."""
     x = _matrix(embeddings, name)
     # Division by the largest entry first: squares of very long and very short embeddings leave float64's range.
-    peak = x.abs().amax(1, keepdim=True)
+    peak = torch.linalg.vector_norm(x, math.inf, dim=1, keepdim=True)
     x = x / torch.where(peak > 0, peak, 1.0)
     length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    return x / torch.where(length > 0, length, 1.0)
+    return x.div_(torch.where(length > 0, length, 1.0))
 
 
 def labels(target: Tensor, samples: int, name: str = "target") -> Tensor:

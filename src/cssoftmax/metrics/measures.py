@@ -1,6 +1,7 @@
 """All measures of a split, and the one table of their names that reports and command lines print."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,6 +63,7 @@ def measure(
     *,
     reference: tuple[Tensor, Tensor] | None = None,
     seed: int = 0,
+    watch: Callable[[int, int], None] | None = None,
 ) -> dict[str, float]:
     """All measures of a split, in the order of ``MEASURES``; the functions of this package say what each one is.
 
@@ -77,6 +79,7 @@ def measure(
         reference: embeddings (M, D) and target (M,) of the training split, for "knn_accuracy"; without it the dict has
             no such key.
         seed: of the sample of verification pairs.
+        watch: is told how many pairs were compared in the search for neighbours, which takes the time, of how many.
 
     Raises:
         ValueError: shapes that do not fit, fewer than two samples, classes out of range, values that are not finite.
@@ -106,9 +109,16 @@ def measure(
     values["tar_at_far_1e_2"] = highest_within(far, tar, 1e-2)
     values["tar_at_far_1e_3"] = highest_within(far, tar, 1e-3)
     values["verification_pairs"] = float(len(scores))
-    values["recall_at_1"], values["map_at_r"] = leave_one_out(embeddings, target)
+    own, others = len(target) ** 2, 0 if reference is None else len(target) * len(reference[1])
+
+    def watched(before: int, pairs: int) -> Callable[[int, int], None] | None:
+        if watch is None:
+            return None
+        return lambda done, total: watch(before + pairs * done // total, own + others)
+
+    values["recall_at_1"], values["map_at_r"] = leave_one_out(embeddings, target, watched(0, own))
     if reference is not None:
-        values["knn_accuracy"] = knn_accuracy(*reference, embeddings, target)
+        values["knn_accuracy"] = knn_accuracy(*reference, embeddings, target, watch=watched(own, others))
     return values
 
 

@@ -2,17 +2,33 @@
 
 A zero embedding has cosine 0 to everything. Of equally near samples the one with the lower index is nearer, so that
 embeddings that are all the same come out at chance.
+
+The search is exact and in blocks: of N samples it holds N directions, and of the (N, N) cosines some at a time.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cssoftmax.metrics._checks import directions, labels, positive
 
-# Cosines held at a time: 16 MiB of float64.
+# Cosines held at a time, 16 MiB of float64, and of how many samples with a few.
 BLOCK = 2**21
+COLUMNS = 2**14
+# Samples that tell how near the k nearest will be.
+SAMPLE = 4096
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+# Searched for at a time in FAISS's index.
+TOGETHER = 4096
+
+# Called with the number of samples that were searched for, and that of all.
+Watch = Callable[[int, int], None]
 
 
 def recall_at_1(embeddings: Tensor, target: Tensor) -> float:
@@ -58,32 +74,104 @@ def map_at_r(embeddings: Tensor, target: Tensor) -> float:
     return leave_one_out(embeddings, target)[1]
 
 
-def leave_one_out(embeddings: Tensor, target: Tensor) -> tuple[float, float]:
-    """``recall_at_1`` and ``map_at_r`` in one search, which is what takes the time.
+def leave_one_out(embeddings: Tensor, target: Tensor, watch: Watch | None = None) -> tuple[float, float]:
+    """``recall_at_1`` and ``map_at_r`` in one search, which is what takes the time; ``watch`` is told how far it is.
 
     >>> leave_one_out(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]), torch.tensor([0, 0, 1]))
     (1.0, 1.0)
     """
     x = directions(embeddings)
     y = labels(target, len(x))
-    _, index, counts = torch.unique(y, return_inverse=True, return_counts=True)
-    others = counts[index] - 1
-    queries = others.nonzero().flatten()
+    queries, others = _queries(y)
     if len(queries) == 0:
         return math.nan, math.nan
-    first, average = 0.0, 0.0
-    for rows in torch.split(queries, _rows(len(x))):
-        r = others[rows][:, None]
-        nearest = _nearest(x[rows], x, int(r.max()), rows)
-        rank = torch.arange(1, nearest.shape[1] + 1)
-        hit = ((y[nearest] == y[rows][:, None]) & (rank <= r)).double()
-        first += float(hit[:, 0].sum())
-        average += float(((hit.cumsum(1) / rank * hit).sum(1, keepdim=True) / r).sum())
+    first, average, done = 0.0, 0.0, 0
+    for rows, r in zip(torch.split(queries, _rows()), torch.split(others, _rows()), strict=True):
+        recall, precision = _hits(y[_nearest(x[rows], x, int(r.max()), rows)] == y[rows][:, None], r)
+        first, average, done = first + recall, average + precision, done + len(rows)
+        if watch is not None:
+            watch(done, len(queries))
     return first / len(queries), average / len(queries)
 
 
+class Approximate(NamedTuple):
+    """What :func:`approximate_leave_one_out` finds, and how well it searched."""
+
+    recall_at_1: float
+    map_at_r: float
+    search_recall: float
+
+
+def approximate_leave_one_out(
+    embeddings: Tensor, target: Tensor, *, probes: int = 16, checked: int = 1000, seed: int = 0
+) -> Approximate:
+    """:func:`leave_one_out` with FAISS's inverted lists, for many millions of samples; it needs ``faiss-cpu``.
+
+    k-means puts the samples into about sqrt(N) cells, and a sample is compared with those in the ``probes`` cells that
+    are nearest to it, in float32.
+
+    Args:
+        embeddings: (N, D), finite.
+        target: (N,), integers.
+        probes: cells looked into, at least 1: the more, the slower and the more exact.
+        checked: samples that are searched for exactly as well, to tell how good the search is.
+        seed: of which those are.
+
+    Returns:
+        Both measures, and ``search_recall``: of the R nearest of the checked samples, the fraction that was found.
+
+    Raises:
+        ImportError: FAISS is not installed.
+        ValueError, TypeError: as :func:`leave_one_out`.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError('approximate search needs the package faiss-cpu; pip install "cssoftmax[faiss]"') from error
+    x = directions(embeddings)
+    y = labels(target, len(x))
+    positive(probes, "probes")
+    queries, others = _queries(y)
+    if len(queries) == 0:
+        return Approximate(math.nan, math.nan, math.nan)
+    cells = max(1, math.isqrt(len(x)))
+    vectors = x.float().numpy()
+    index = faiss.index_factory(vectors.shape[1], f"IVF{cells},Flat", faiss.METRIC_INNER_PRODUCT)
+    faiss.extract_index_ivf(index).cp.min_points_per_centroid = 1  # else it warns
+    index.train(vectors[np.random.default_rng(seed).permutation(len(x))[: 64 * cells]])
+    index.add(vectors)
+    faiss.extract_index_ivf(index).nprobe = min(probes, cells)
+
+    def search(rows: Tensor, k: int) -> Tensor:
+        """The k nearest others, -1 where the cells hold fewer."""
+        found = torch.from_numpy(index.search(vectors[rows.numpy()], k + 1)[1])
+        # Of k + 1 without itself; where it is not among them, without the last.
+        itself = found == rows[:, None]
+        itself[:, -1] |= ~itself.any(1)
+        without: Tensor = found[~itself].view(len(rows), k)
+        return without
+
+    first, average = 0.0, 0.0
+    for rows, r in zip(torch.split(queries, TOGETHER), torch.split(others, TOGETHER), strict=True):
+        found = search(rows, int(r.max()))
+        recall, precision = _hits((y[found] == y[rows][:, None]) & (found >= 0), r)
+        first, average = first + recall, average + precision
+    sample = torch.randperm(len(queries), generator=torch.Generator().manual_seed(seed))[:checked]
+    found_number = 0
+    for place in sample.tolist():
+        row, k = queries[place : place + 1], int(others[place])
+        found_number += len(np.intersect1d(search(row, k), _nearest(x[row], x, k, row)))
+    share = found_number / int(others[sample].sum())
+    return Approximate(first / len(queries), average / len(queries), share)
+
+
 def knn_accuracy(
-    train_embeddings: Tensor, train_target: Tensor, embeddings: Tensor, target: Tensor, k: int = 5
+    train_embeddings: Tensor,
+    train_target: Tensor,
+    embeddings: Tensor,
+    target: Tensor,
+    k: int = 5,
+    watch: Watch | None = None,
 ) -> float:
     """The fraction of samples that a vote of their ``k`` nearest training samples puts into the right class, 0 to 1.
 
@@ -95,6 +183,7 @@ def knn_accuracy(
         embeddings: (N, D), finite.
         target: (N,), integers.
         k: at least 1; above M it counts as M.
+        watch: is told how far it is.
 
     Raises:
         ValueError: shapes that do not fit, no samples, embeddings that are not finite, k below 1.
@@ -114,26 +203,85 @@ def knn_accuracy(
         )
     k = min(positive(k, "k"), len(gallery))
     right = 0
-    for rows in torch.split(torch.arange(len(x)), _rows(len(gallery) + k * k)):
+    for rows in torch.split(torch.arange(len(x)), max(1, min(_rows(), BLOCK // k**2))):
         near = gallery_labels[_nearest(x[rows], gallery, k)]
         votes = (near[:, :, None] == near[:, None, :]).sum(2)
         elected = (votes * k - torch.arange(k)).argmax(1, keepdim=True)  # most votes, then nearest
         right += int((near.gather(1, elected).flatten() == y[rows]).sum())
+        if watch is not None:
+            watch(int(rows[-1]) + 1, len(x))
     return right / len(x)
 
 
-def _rows(columns: int) -> int:
-    return max(1, BLOCK // columns)
+def _queries(target: Tensor) -> tuple[Tensor, Tensor]:
+    """The samples that others of their class can be searched for, and how many those are; the fewest first."""
+    _, index, counts = torch.unique(target, return_inverse=True, return_counts=True)
+    others, queries = (counts[index] - 1).sort(stable=True)
+    some = others > 0
+    return queries[some], others[some]
+
+
+def _hits(same: Tensor, others: Tensor) -> tuple[float, float]:
+    """Sums over samples of whether the nearest is of the class, and of the average precision among the R nearest.
+
+    ``same`` (B, k) says which of the nearest are of the class, ``others`` (B,) is R, k at most.
+    """
+    rank = torch.arange(1, same.shape[1] + 1)
+    hit = (same & (rank <= others[:, None])).double()
+    return float(hit[:, 0].sum()), float(((hit.cumsum(1) / rank * hit).sum(1) / others).sum())
+
+
+def _rows() -> int:
+    """How many samples to search neighbours for at a time."""
+    return max(1, BLOCK // COLUMNS)
 
 
 def _nearest(queries: Tensor, gallery: Tensor, k: int, itself: Tensor | None = None) -> Tensor:
     """Indices of the k nearest of the gallery, nearest first: (B, k); without the one at index ``itself`` (B,)."""
     # A key is the cosine as a whole number (in steps of 2^-38 with 10,000 samples) less the index as a fraction, which
     # fits the 53 bits of a float64. All keys differ, so that what is nearer depends neither on rounding in the product
-    # nor on how topk breaks ties.
+    # nor on how equal ones are sorted.
     width = 2 ** len(gallery).bit_length()
-    keys = (queries @ gallery.T).mul_(2**52 // width).round_()
-    keys -= torch.arange(len(gallery), dtype=keys.dtype) / width
-    if itself is not None:
-        keys[torch.arange(len(queries)), itself] = -math.inf
-    return keys.topk(k).indices
+    queries = queries * (2**52 // width)
+    rows, bars = torch.arange(len(queries)), _bars(queries, gallery, k)
+    best = np.empty((len(queries), k))
+    while len(rows):
+        some = None if itself is None else itself[rows]
+        keys = _keys_above(bars[rows], queries[rows], gallery, width, some)
+        enough = torch.tensor([len(line) >= k for line in keys])
+        for row, line in zip(rows[enough].tolist(), (line for line in keys if len(line) >= k), strict=True):
+            line.sort()
+            best[row] = line[: -k - 1 : -1]
+        rows = rows[~enough]
+        bars[rows] = -math.inf
+    return torch.from_numpy(((np.ceil(best) - best) * width).astype(np.int64))
+
+
+def _bars(queries: Tensor, gallery: Tensor, k: int) -> Tensor:
+    """For each query a key that hardly ever more than a few over k of the gallery's pass, and hardly ever fewer: (B,).
+
+    Judged by a sample of the gallery. It spares sorting the rest.
+    """
+    sample = gallery[:: -(-len(gallery) // SAMPLE)]
+    expected = k * len(sample) / len(gallery)
+    rank = int(expected + 4 * math.sqrt(expected) + 8)
+    if rank >= len(sample):
+        return queries.new_full((len(queries),), -math.inf)
+    return (queries @ sample.T).topk(rank, sorted=False).values.amin(1)
+
+
+def _keys_above(bars: Tensor, queries: Tensor, gallery: Tensor, width: int, itself: Tensor | None) -> list[Array]:
+    """Each query's keys above its bar, in any order."""
+    found: list[list[Array]] = [[] for _ in queries]
+    memory = queries.new_empty(len(queries) * min(COLUMNS, len(gallery)))
+    for first in range(0, len(gallery), COLUMNS):
+        block = gallery[first : first + COLUMNS]
+        keys = memory[: len(queries) * len(block)].view(len(queries), len(block))
+        torch.mm(queries, block.T, out=keys).round_()
+        keys -= torch.arange(first, first + len(block), dtype=keys.dtype) / width
+        if itself is not None:
+            here = ((itself >= first) & (itself < first + len(block))).nonzero().squeeze(1)
+            keys[here, itself[here] - first] = -math.inf
+        for line, bar, above in zip(keys.numpy(), bars.tolist(), found, strict=True):
+            above.append(line[line > bar])
+    return [np.concatenate(parts) for parts in found]

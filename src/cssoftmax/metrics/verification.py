@@ -1,7 +1,12 @@
-"""Same or different? Pairs of embeddings as verification trials, scored by cosine."""
+"""Same or different? Pairs of embeddings as verification trials, scored by cosine.
+
+``pair_scores`` and ``roc`` hold the scores; ``verify_all_pairs`` does without, for the pairs of millions of samples.
+"""
 
 import math
 import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import sklearn.metrics
@@ -12,6 +17,10 @@ from torch import Tensor
 from cssoftmax.metrics._checks import directions, labels, positive
 
 ROWS = 16, 512
+
+# verify_all_pairs: cosines count in steps of 2^-36, as a digit of 2^16 and one of 2^21; samples compared at a time.
+STEPS, FINE = 2**36, 2**21
+SIDE = 1024
 
 
 def pair_scores(
@@ -181,6 +190,124 @@ def far_threshold(impostors: Tensor, far: float) -> float:
     if allowed == len(impostors):
         return -math.inf
     return math.nextafter(float(impostors.double().sort(descending=True).values[allowed]), math.inf)
+
+
+class Verification(NamedTuple):
+    """What :func:`verify_all_pairs` finds; rates from 0 to 1, ``true_accept_rates`` in the order of the FARs."""
+
+    equal_error_rate: float
+    true_accept_rates: tuple[float, ...]
+    same_pairs: int
+    different_pairs: int
+
+
+def verify_all_pairs(
+    embeddings: Tensor,
+    target: Tensor,
+    fars: Sequence[float] = (1e-2, 1e-3),
+    watch: Callable[[int, int], None] | None = None,
+) -> Verification:
+    """``equal_error_rate`` and ``true_accept_rate`` over all N (N - 1) / 2 pairs, exactly, with none of them kept.
+
+    The cosines are computed twice, some at a time: first to count them by their leading digit, which tells where the
+    thresholds lie, then to count the single values there. Cosines that differ by less than 2^-36 may count as equal.
+
+    Args:
+        embeddings: (N, D), finite, N at least 2.
+        target: (N,), integers.
+        fars: false accept rates, from 0 to 1.
+        watch: is told how many blocks of pairs are done, of how many.
+
+    Returns:
+        The rates, nan without same or without different pairs, and the numbers of pairs. Memory: N directions in
+        float64 and about 200 MB.
+
+    Raises:
+        ValueError: shapes that do not fit, fewer than two samples, embeddings that are not finite, a rate out of range.
+        TypeError: embeddings that are not floating-point, a target that is not integer.
+
+    >>> x = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]])
+    >>> verify_all_pairs(x, torch.tensor([0, 0, 1]), fars=[0.01])
+    Verification(equal_error_rate=0.0, true_accept_rates=(1.0,), same_pairs=1, different_pairs=2)
+    """
+    x = directions(embeddings)
+    y = labels(target, len(x))
+    if len(x) < 2:
+        raise ValueError("embeddings: expected at least two samples, for a pair, got one")
+    for far in fars:
+        if not 0 <= far <= 1:
+            raise ValueError(f"fars: expected rates from 0 to 1, got {far}")
+    order = y.argsort()  # so that few blocks have pairs of both kinds
+    x, y = x[order], y[order]
+    done, total = 0, (-(-len(x) // SIDE)) * (-(-len(x) // SIDE) + 1)
+
+    def watched() -> Iterator[tuple[Tensor, Tensor | None]]:
+        nonlocal done
+        for block in _pairs(x, y):
+            yield block
+            done += 1
+            if watch is not None:
+                watch(done, total)
+
+    number = 2 * STEPS // FINE + 1
+    coarse = torch.zeros(2 * number, dtype=torch.int64)
+    for cosines, same in watched():
+        coarse += torch.bincount(_both(cosines // FINE, same, number), minlength=2 * number)
+    accepted = coarse.view(2, number).flip(1).cumsum(1)  # different and same pairs, from the highest digit down
+    pairs = accepted[:, -1]
+    if (pairs == 0).any():
+        return Verification(math.nan, (math.nan,) * len(fars), int(pairs[1]), int(pairs[0]))
+    far, tar = accepted.double() / pairs[:, None]
+    # For each rate the digit in which its threshold lies: the first, from above, in which what is sought is passed.
+    passed = [far + tar - 1 >= 0, *(far > limit for limit in fars)]
+    places = [int(mask.int().argmax()) if mask.any() else number - 1 for mask in passed]
+    digits = sorted({number - 1 - place for place in places})
+    fine = {digit: torch.zeros(2 * FINE, dtype=torch.int64) for digit in digits}
+    for cosines, same in watched():
+        leading = cosines // FINE
+        for digit in digits:
+            at = leading == digit
+            values = _both(cosines[at] - digit * FINE, None if same is None else same[at], FINE)
+            fine[digit].scatter_add_(0, values, torch.ones_like(values))
+
+    def points(place: int) -> tuple[Tensor, Tensor]:
+        """Of the ROC, the point before a digit and those in it."""
+        counts = fine[number - 1 - place].view(2, FINE).flip(1)
+        inside = counts[:, counts.any(0)].cumsum(1)
+        before = accepted[:, place - 1 : place] if place else accepted.new_zeros(2, 1)
+        far, tar = torch.cat([before, before + inside], 1).double() / pairs[:, None]
+        return far, tar
+
+    return Verification(
+        crossing(*points(places[0])),
+        tuple(highest_within(*points(place), limit) for place, limit in zip(places[1:], fars, strict=True)),
+        int(pairs[1]),
+        int(pairs[0]),
+    )
+
+
+def _pairs(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """All pairs of the samples, sorted by class: cosines in steps, from 0 up, and which are of the same class, if any.
+
+    In blocks, in the same order and of the same shapes each time: so each cosine is rounded alike.
+    """
+    for first in range(0, len(x), SIDE):
+        left = x[first : first + SIDE] * STEPS
+        for second in range(first, len(x), SIDE):
+            right = x[second : second + SIDE]
+            cosines = (left @ right.T).round_().clamp_(-STEPS, STEPS).long().add_(STEPS)
+            same = None
+            if y[min(first + SIDE, len(x)) - 1] >= y[second]:
+                same = y[first : first + SIDE, None] == y[second : second + SIDE]
+            if first == second:
+                above = torch.ones_like(cosines, dtype=torch.bool).triu_(1)
+                cosines, same = cosines[above], None if same is None else same[above]
+            yield cosines, same
+
+
+def _both(digits: Tensor, same: Tensor | None, number: int) -> Tensor:
+    """Digits below ``number``, plus that for pairs of the same class; one after the other."""
+    return (digits if same is None else digits + number * same).flatten()
 
 
 def crossing(far: Tensor, tar: Tensor) -> float:
