@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -300,14 +298,14 @@ def _calibration(run: Path, model: training.Classifier) -> Calibration | None:
     if not path.exists():
         return None
     try:
-        tensors = load_file(path)
+        _, tensors = files.read_tensors(path)
         embeddings, target = tensors["embeddings"].float(), tensors["target"].long()
         split = json.loads((run / "summary.json").read_text(encoding="utf-8"))["split"]
         strangers = tensors["blends"].float()
         scores, same = metrics.pair_scores(embeddings, target, max_pairs=PAIRS)
-    except (SafetensorError, RuntimeError, OSError, ValueError, KeyError) as error:
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
         line = (str(error).splitlines() or [""])[0]
-        raise jobs.JobError(f"{path}: damaged ({line}); `cssoftmax evaluate {run}` writes it anew") from error
+        raise jobs.JobError(f"{path}: cannot be used ({line}); `cssoftmax evaluate {run}` writes it anew") from error
     return Calibration(split, {"class": _class_cosines(model, strangers).amax(1), "pair": scores[~same].float()})
 
 
@@ -315,12 +313,11 @@ def _read_enrolled(path: Path, model: training.Classifier) -> dict[str, Tensor]:
     if not path.exists():
         return {}
     try:
-        with safe_open(path, "pt") as file:
-            names = json.loads(file.metadata()["classes"])
-            found = {name: file.get_tensor(str(index)) for index, name in enumerate(names)}
+        metadata, tensors = files.read_tensors(path)
+        found = {name: tensors[str(index)] for index, name in enumerate(json.loads(metadata["classes"]))}
         if any(value.shape != (model.loss.in_features,) for value in found.values()):
             raise ValueError("of another network")
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise jobs.JobError(f"{path}: cannot be used ({error}); delete it and enroll anew") from error
     return found
 
@@ -329,9 +326,8 @@ def _read(
     path: Path, network: str | None
 ) -> tuple[training.Classifier, dict[str, Any], Calibration | None, dict[str, Tensor]]:
     try:
-        with safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {})["cssoftmax"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata, tensors = files.read_tensors(path)
+        header = json.loads(metadata["cssoftmax"])
         config = dict(header["config"])
         found = header.get("calibration")
         calibration = None
@@ -342,7 +338,7 @@ def _read(
             }
             calibration = Calibration(found["split"], scores)
         enrolled = {name: tensors[f"enrolled.{index}"] for index, name in enumerate(header["enrolled"])}
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise jobs.JobError(
             f"{path}: not a file that `cssoftmax export --format safetensors` wrote ({error}); export the run anew"
         ) from error

@@ -392,7 +392,7 @@ def _run(
         )
         accelerator.log({f"final/{name}": value for name, value in measures.items()}, step=recipe.epochs)
         if accelerator.log_with:
-            evaluated = load_file(run / "evaluation.safetensors")
+            _, evaluated = files.read_tensors(run / "evaluation.safetensors")
             trackers.project(accelerator, dataset.test, evaluated["embeddings"], dataset.classes)
         checkpoint.unlink()
     accelerator.end_training()
