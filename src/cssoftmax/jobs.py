@@ -41,6 +41,7 @@ NEIGHBOURS = 10_000
 # Samples that a run keeps to be looked at or listened to: at random, and of each kind of interesting ones.
 SHOWN = {"image": 600, "sound": 300}
 REMARKABLE = 12
+TYPICAL = 200
 
 # What the threshold of "unknown" is found with.
 BLENDS = 5_000
@@ -486,12 +487,18 @@ def _write_samples(path: Path, config: Mapping[str, Any], dataset: Dataset, embe
 
 
 def _remarkable(embeddings: Tensor, logits: Tensor, target: Tensor, count: int) -> list[int]:
-    """Rows to show: ``count`` at random, then the hardest pairs, the surest errors and each class's typical sample."""
+    """Rows to show: ``count`` at random, then the hardest pairs, the surest errors, and the typical samples of classes.
+
+    Of many classes those come first that samples were taken for with the most certainty.
+    """
     rows = torch.randperm(len(target), generator=torch.Generator().manual_seed(0))[:count].tolist()
     for same in (True, False):
         rows += metrics.hardest_pairs(embeddings, target, REMARKABLE, same=same)[0].flatten().tolist()
-    rows += metrics.surest_errors(logits, target, REMARKABLE).tolist()
-    rows += metrics.typical_samples(embeddings, target).values()
+    errors = metrics.surest_errors(logits, target, TYPICAL)
+    rows += errors[:REMARKABLE].tolist()
+    typical = metrics.typical_samples(embeddings, target)
+    first = dict.fromkeys([*logits[errors].argmax(1).tolist(), *typical])
+    rows += [typical[number] for number in first if number in typical][:TYPICAL]
     return list(dict.fromkeys(rows))
 
 

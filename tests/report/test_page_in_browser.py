@@ -1,9 +1,12 @@
 """The page as a person meets it, in headless Chromium."""
 
+import io
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from cssoftmax import report, similarity
@@ -88,17 +91,36 @@ def test_a_slider_moves_the_curves(opened):
         assert (page.evaluate(pulls) != before[0]) and table.inner_text() != before[1], slider
 
 
-def test_hovering_over_a_point_shows_its_picture(opened):
-    page = opened()
+def middle_of_a_point(page):
     point = page.locator("#map-0 .scatterlayer path.point").nth(5)
     point.scroll_into_view_if_needed()
     page.wait_for_timeout(100)  # a scroll hides what is shown
     box = point.bounding_box()
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def test_hovering_over_a_point_shows_its_picture(opened):
+    page = opened()
+    page.mouse.move(*middle_of_a_point(page))
     page.wait_for_selector("#tip:not([hidden]) img")
     assert page.evaluate("document.querySelector('#tip img').decode().then(() => true)")
     assert page.locator("#tip img").get_attribute("src").startswith("data:image/webp")
     assert page.locator("#tip b").inner_text() in NAMES
+
+
+def test_a_click_plays_a_sound(opened, tmp_path, write_samples):
+    seconds = np.arange(8000) / 16000
+    tone = io.BytesIO()
+    soundfile.write(tone, 0.5 * np.sin(2 * np.pi * 440 * seconds), 16000, format="MP3")
+    for run in ("<b>one", "two"):
+        write_samples(tmp_path / run, range(40), [tone.getvalue()] * 40, "audio/mpeg")
+    write_report([tmp_path / "<b>one", tmp_path / "two"], tmp_path / "report")
+    page = opened()
+    page.locator("button.play").first.click()
+    page.wait_for_function("player.duration > 0.3 && !player.error")
+    page.evaluate("player.removeAttribute('src')")
+    page.mouse.click(*middle_of_a_point(page))
+    page.wait_for_function("player.src.startsWith('data:audio/mpeg')")
 
 
 def test_the_page_fits_a_phone_and_follows_the_dark(opened):

@@ -211,23 +211,30 @@ def classes(run: Run) -> list[Facts]:
     nearest = (centres @ centres.T).fill_diagonal_(-math.inf).argmax(1)
     typical = metrics.typical_samples(run.embeddings, run.target)
     margin = metrics.class_margins(run.embeddings, run.class_weights, run.target)
-    right = run.logits.argmax(1) == run.target
+    index = torch.searchsorted(present, run.target)
+    right = _means(run.logits.argmax(1) == run.target, index).tolist()
+    margins = _means(margin, index).tolist()
+    counts = index.bincount().tolist()
     facts: list[Facts] = [
         dict.fromkeys(("accuracy", "spread", "nearest", "angle", "margin", "typical")) | {"name": name, "samples": 0}
         for name in run.classes
     ]
     for place, number in enumerate(present.tolist()):
-        rows = run.target == number
         facts[number] |= {
-            "samples": int(rows.sum()),
-            "accuracy": float(right[rows].double().mean()),
+            "samples": counts[place],
+            "accuracy": right[place],
             "spread": round(spread[place], 2),
             "nearest": int(present[nearest[place]]) if len(present) > 1 else None,
             "angle": _number(round(angle[place], 2)),
-            "margin": _number(round(float(margin[rows].mean()), 4)),
+            "margin": _number(round(margins[place], 4)),
             "typical": typical[number],
         }
     return facts
+
+
+def _means(values: Tensor, index: Tensor) -> Tensor:
+    """The mean of values (N,) over the samples of each class, by its place in ``index`` (N,)."""
+    return torch.bincount(index, weights=values.double()) / torch.bincount(index)
 
 
 def _number(value: Any) -> float | None:
