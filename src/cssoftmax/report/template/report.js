@@ -43,6 +43,8 @@ function layout(more = {}) {
 const CONFIG = { responsive: true, displaylogo: false, displayModeBar: false };
 const draw = (id, traces, more) => $(id) && Plotly.react(id, traces, layout(more), CONFIG);
 
+const LOG_TICKS = [-5, -4, -3, -2, -1, 0, 1, 2].flatMap((power) => [1, 3].map((digit) => Number(`${digit}e${power}`)));
+
 function learning() {
   const lines = (key, factor) => data.runs.flatMap((run, index) =>
     ["train", "eval"].map((split) => ({
@@ -54,7 +56,7 @@ function learning() {
   const losses = data.runs.flatMap((run) => [...run.learning.train_loss, ...run.learning.eval_loss]).filter((value) => value !== null);
   const wide = losses.length > 0 && Math.min(...losses) > 0 && Math.max(...losses) > 20 * Math.min(...losses);
   const epochs = axis("epoch", { tickformat: "d", rangemode: "tozero" });
-  draw("learning-loss", lines("loss", 1), { xaxis: epochs, yaxis: axis("", wide ? { type: "log", dtick: "D2" } : { rangemode: "tozero" }) });
+  draw("learning-loss", lines("loss", 1), { xaxis: epochs, yaxis: axis("", wide ? { type: "log", tickvals: LOG_TICKS, ticktext: LOG_TICKS.map(String) } : { rangemode: "tozero" }) });
   draw("learning-accuracy", lines("accuracy", 100), { xaxis: epochs, yaxis: axis("") });
 }
 
