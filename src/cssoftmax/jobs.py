@@ -30,6 +30,7 @@ from cssoftmax.data import (
 )
 from cssoftmax.data.augment import ImageAugment, SoundAugment
 from cssoftmax.data.sound import NAMED as NAMED_SOUNDS
+from cssoftmax.data.sources import OnError
 from cssoftmax.networks import Standardize, Whitening
 from cssoftmax.recipes import Recipe
 from cssoftmax.training import Classifier, Interrupted, Progress
@@ -62,6 +63,7 @@ class Source:
     test_group: str | None = None
     validation: float = 0.0
     held_out_classes: tuple[str, ...] = ()
+    on_error: OnError = "fail"
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation < 1:
@@ -74,6 +76,7 @@ class Source:
             cache_dir=self.cache_dir,
             image_size=self.image_size,
             test_group=self.test_group,
+            on_error=self.on_error,
         )
         if self.held_out_classes:
             dataset, _ = hold_out_classes(dataset, self.held_out_classes)
@@ -350,6 +353,9 @@ def _run(
     if accelerator.is_main_process:
         files.remove_abandoned(run)
         _keep_lines(log, done)
+        for name, lines in (("skipped.txt", dataset.skipped), ("repeated.txt", dataset.repeated)):
+            if lines:
+                files.write_bytes(run / name, "\n".join((*lines, "")).encode())
     if config.get("shard_classes") and accelerator.num_processes > 1:
         _shard(model, accelerator)
     watcher.on_start(dataset, recipe, model, done)
@@ -474,7 +480,7 @@ def _write_samples(path: Path, config: Mapping[str, Any], dataset: Dataset, embe
     else:
         assert dataset.test.rows is not None
         source = _source(config)
-        encoded = recordings(source.name, source.data_root, dataset.test.rows[rows].tolist())
+        encoded = recordings(source.name, source.data_root, dataset.test.rows[rows].tolist(), source.on_error)
     files.write_tensors(
         path,
         {

@@ -20,6 +20,7 @@ from cssoftmax.cli.console import (
     warn_of_slow_precision,
 )
 from cssoftmax.cli.display import ComparisonDisplay
+from cssoftmax.data.sources import OnError
 from cssoftmax.losses import LOSSES
 
 COMPARE_HELP = """Compare losses on SOURCE: same data, network, first weights, batches, budget; only the loss differs.
@@ -73,6 +74,10 @@ def compare(
     lr: Annotated[float | None, typer.Option(help="Peak learning rate; with --tune, where its search begins.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Weight decay of the network's weights.")] = None,
     seed: Annotated[int, typer.Option(help="The first seed.", min=0, max=2**32 - 1)] = 0,
+    on_error: Annotated[
+        OnError,
+        typer.Option(help="A sample that cannot be used: fail, or skip it and list it in skipped.txt."),
+    ] = "fail",
     image_size: Annotated[int | None, typer.Option(help="Height and width to bring the images of a folder to.")] = None,
     amp: Annotated[jobs.Amp, typer.Option(help="Lower precision of the network.")] = "no",
     cpu: Annotated[bool, typer.Option("--cpu", help="Leave a GPU unused.")] = False,
@@ -102,7 +107,7 @@ def compare(
     folder = output or Path("runs") / f"{name.replace(':', '-') or 'folder'}-{protocol}"
     with ComparisonDisplay(quiet) as display:
         result = comparison.compare(
-            jobs.Source(source, data_root, cache_dir, image_size),
+            jobs.Source(source, data_root, cache_dir, image_size, on_error=on_error),
             folder,
             losses=[loss.strip() for loss in losses.split(",") if loss.strip()],
             protocol=protocol,

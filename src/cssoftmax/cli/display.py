@@ -50,6 +50,12 @@ class Display:
                 f"epochs {epoch + 1} to {recipe.epochs}",
                 markup=False,
             )
+            for lines, what, file in (
+                (dataset.skipped, "samples left out", "skipped.txt"),
+                (dataset.repeated, "evaluation samples are in the training split, too", "repeated.txt"),
+            ):
+                if lines:
+                    console.err.print(f"note: {len(lines)} {what} ({file}), such as {lines[0]}", markup=False)
 
     def phase(self, name: str) -> None:
         """What a stretch of work without steps is called; a training goes on where it was."""

@@ -25,6 +25,7 @@ from cssoftmax.cli.console import (
     warn_of_slow_precision,
 )
 from cssoftmax.cli.display import Display
+from cssoftmax.data.sources import OnError
 from cssoftmax.losses import LOSSES
 
 TRAIN_HELP = """Train a network on SOURCE and measure it on the test split.
@@ -107,6 +108,10 @@ def train(
     test_group: Annotated[
         str | None, typer.Option(help="Fold (esc10) or speaker (fsdd) to test on, never trained on.")
     ] = None,
+    on_error: Annotated[
+        OnError,
+        typer.Option(help="A sample that cannot be used: fail, or skip it and list it in skipped.txt."),
+    ] = "fail",
     image_size: Annotated[int | None, typer.Option(help="Height and width to bring the images of a folder to.")] = None,
     amp: Annotated[
         jobs.Amp, typer.Option(help="Lower precision of the network; the loss is computed in float32 all the same.")
@@ -157,7 +162,7 @@ def train(
         name = Path(source).name if "/" in source or Path(source).exists() else source
         with Display(quiet) as display:
             run = jobs.train(
-                jobs.Source(source, data_root, cache_dir, image_size, test_group, validation),
+                jobs.Source(source, data_root, cache_dir, image_size, test_group, validation, on_error=on_error),
                 output or Path("runs") / f"{name.replace(':', '-') or 'folder'}-{loss}-{seed}",
                 loss=loss,
                 loss_settings=given(factors),

@@ -105,6 +105,7 @@ def compare(
         "amp": amp,
         "cpu": cpu,
         "image_size": source.image_size,
+        "on_error": source.on_error,
         "by_group": by_group,
         "groups": list(design.groups),
         "held_out_classes": list(design.held_out_classes),

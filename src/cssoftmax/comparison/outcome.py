@@ -85,6 +85,8 @@ def command(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> str:
         flags["recipe"] = flags.pop("variant")
     if settings["amp"] != "no":
         flags["amp"] = settings["amp"]
+    if settings.get("on_error") == "skip":
+        flags["on_error"] = "skip"
     words += [word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", value)]
     switches = [f"--{name.replace('_', '-')}" for name in ("by_group", "cpu") if settings.get(name)]
     return shlex.join([*map(str, words), *switches])

@@ -19,7 +19,7 @@ from cssoftmax.data.sources import Kind
 
 FORMAT = 1
 """Raise when the decoding changes: the data are others then, and runs on them cannot be gone on with."""
-LAYOUT = 2
+LAYOUT = 3
 """Raise when the layout of the file changes, so that old files are not read."""
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,8 @@ class Samples:
 
     ``inputs`` (N, channels, H, W), ``target`` int64 (N,), ``is_test`` bool (N,) or None where the source has no test
     split, ``groups`` the fold or speaker of each sample or None, ``names`` of the records, ``log_mel`` how sounds were
-    transformed.
+    transformed, ``rows`` int64 (N,) their places in the source, ``hashes`` int64 (N,) of the inputs, ``skipped``
+    what was left out, and why.
     """
 
     kind: Kind
@@ -42,6 +43,9 @@ class Samples:
     groups: tuple[str, ...] | None
     names: tuple[str, ...]
     log_mel: LogMel | None = None
+    rows: Tensor | None = None
+    hashes: Tensor | None = None
+    skipped: tuple[str, ...] = ()
 
 
 def default_cache_dir() -> Path:
@@ -52,8 +56,8 @@ def default_cache_dir() -> Path:
 def write_cache(path: Path, samples: Samples) -> None:
     """Write samples to ``path``, whole or not at all. A disk that cannot be written costs a warning, not the run."""
     tensors = {"inputs": samples.inputs.contiguous(), "target": samples.target}
-    if samples.is_test is not None:
-        tensors["is_test"] = samples.is_test
+    optional = {"is_test": samples.is_test, "rows": samples.rows, "hashes": samples.hashes}
+    tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
     header = json.dumps(
         {
             "layout": LAYOUT,
@@ -62,6 +66,7 @@ def write_cache(path: Path, samples: Samples) -> None:
             "groups": samples.groups,
             "names": samples.names,
             "log_mel": samples.log_mel and asdict(samples.log_mel),
+            "skipped": samples.skipped,
             "tensors": _layout(tensors),
         }
     )
@@ -104,6 +109,9 @@ def read_cache(path: Path) -> Samples | None:
             groups=None if groups is None else tuple(groups),
             names=tuple(header["names"]),
             log_mel=header["log_mel"] and LogMel(**header["log_mel"]),
+            rows=tensors.get("rows"),
+            hashes=tensors.get("hashes"),
+            skipped=tuple(header["skipped"]),
         )
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         logger.warning("the cache %s is damaged (%s); decoding the data again", path, error)

@@ -12,9 +12,20 @@ from PIL import Image
 from torch import Tensor
 
 from cssoftmax.data.cache import FORMAT, Samples, default_cache_dir, read_cache, write_cache
-from cssoftmax.data.image import Pixels, decode_images, fit, stack_images
-from cssoftmax.data.sound import NAMED, LogMel, decode_sounds, default_log_mel
-from cssoftmax.data.sources import DataError, Kind, Table, find_source, named_folder, natural_key
+from cssoftmax.data.image import Pixels, decode_images, fit, open_image, stack_images
+from cssoftmax.data.progress import track
+from cssoftmax.data.sound import NAMED, LogMel, decode_sounds, default_log_mel, read_channels
+from cssoftmax.data.sources import (
+    DataError,
+    Kind,
+    OnError,
+    Table,
+    find_source,
+    keep,
+    named_folder,
+    natural_key,
+    one_line,
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,8 @@ class Dataset:
         test: samples held out.
         fingerprint: hash of the content, the decoding and the split.
         preprocessing: how an image or a sound became its tensor.
+        skipped: what was left out, and why; a line each.
+        repeated: test samples whose content is that of a training sample, as "TEST = TRAIN"; a line each.
     """
 
     name: str
@@ -55,6 +68,8 @@ class Dataset:
     test: Split
     fingerprint: str
     preprocessing: Pixels | LogMel
+    skipped: tuple[str, ...] = ()
+    repeated: tuple[str, ...] = ()
 
 
 def load_dataset(
@@ -65,6 +80,7 @@ def load_dataset(
     image_size: int | None = None,
     test_group: str | None = None,
     seed: int = 0,
+    on_error: OnError = "fail",
 ) -> Dataset:
     """Load a data set by name, from a folder, from parquet files or from the Hugging Face hub.
 
@@ -87,6 +103,8 @@ def load_dataset(
             none, the first group (fold "1" of esc10); where there are no groups, a fifth of each class (of ``digits``
             30 percent), picked by a hash of the file name so that the split is stable.
         seed: changes that picked part; no official split depends on it.
+        on_error: what to do about a sample that cannot be decoded, or has no label, and about a class without any:
+            "fail", or "skip" them and list them in ``Dataset.skipped``.
 
     Raises:
         DataError: the data are missing, unknown, damaged or not fit to train on; one line that names the remedy.
@@ -100,18 +118,22 @@ def load_dataset(
     if source == "digits":
         name, key, samples = "digits", f"digits {image_size}", digits(image_size)
     else:
-        found = find_source(source, named_folder(data_root))
+        found = find_source(source, named_folder(data_root), on_error)
         parameters = NAMED.get(found.name)
         name = found.name
         described = [FORMAT, name, found.digest, image_size, parameters and asdict(parameters)]
+        described += [on_error] if on_error == "skip" else []
         key = _hash(json.dumps(described))
         path = (cache_dir or default_cache_dir()) / f"{name}-{key}.safetensors"
         cached = read_cache(path)
         if cached is None:
             table = found.read()
+            rows = torch.arange(len(table.data))
+            if on_error == "skip":
+                table, rows = _without_damaged(table)
             log_mel = None if table.kind == "image" else parameters or default_log_mel(table)
             inputs = decode_images(table, image_size) if log_mel is None else decode_sounds(table, log_mel)
-            samples = _samples(table, inputs, log_mel)
+            samples = _samples(table, inputs, log_mel, rows)
             write_cache(path, samples)
         else:
             samples = cached
@@ -122,7 +144,10 @@ def load_dataset(
     _check(name, samples.classes, train, test)
     fingerprint = _hash(key, samples.target.numpy().tobytes(), is_test.numpy().tobytes())
     preprocessing = samples.log_mel or Pixels(*samples.inputs.shape[1:])
-    return Dataset(name, samples.kind, samples.classes, train, test, fingerprint, preprocessing)
+    repeated = _repeated(samples, is_test)
+    return Dataset(
+        name, samples.kind, samples.classes, train, test, fingerprint, preprocessing, samples.skipped, repeated
+    )
 
 
 def validation_split(dataset: Dataset, fraction: float, seed: int) -> Dataset:
@@ -286,7 +311,37 @@ def digits(image_size: int | None) -> Samples:
     )
 
 
-def _samples(table: Table, inputs: Tensor, log_mel: LogMel | None) -> Samples:
+def _without_damaged(table: Table) -> tuple[Table, Tensor]:
+    """The samples that can be decoded, and their places in the table."""
+    rows, skipped = [], []
+    for row in track(range(len(table.data)), len(table.data), "looking for damaged samples"):
+        try:
+            (open_image if table.kind == "image" else read_channels)(table.data[row], table.describe(row))
+            rows.append(row)
+        except DataError as error:
+            skipped.append(str(error).rpartition(";")[0])
+    if not rows:
+        raise DataError(f"{table.root}: not one sample can be decoded ({skipped[0]}); give other data")
+    return keep(table, rows, skipped), torch.tensor(rows)
+
+
+def _repeated(samples: Samples, is_test: Tensor) -> tuple[str, ...]:
+    if samples.hashes is None:
+        return ()
+    trained = {value: row for row, value in enumerate(samples.hashes.tolist()) if not is_test[row]}
+    return tuple(
+        one_line(f"{samples.names[row]} = {samples.names[trained[value]]}")
+        for row, value in enumerate(samples.hashes.tolist())
+        if is_test[row] and value in trained
+    )
+
+
+def _hashes(inputs: Tensor) -> Tensor:
+    digests = (hashlib.blake2b(sample.numpy().tobytes(), digest_size=8).digest() for sample in inputs)
+    return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests])
+
+
+def _samples(table: Table, inputs: Tensor, log_mel: LogMel | None, rows: Tensor) -> Samples:
     return Samples(
         kind=table.kind,
         classes=table.classes,
@@ -296,6 +351,9 @@ def _samples(table: Table, inputs: Tensor, log_mel: LogMel | None) -> Samples:
         groups=table.groups,
         names=table.names,
         log_mel=log_mel,
+        rows=rows,
+        hashes=_hashes(inputs),
+        skipped=table.skipped,
     )
 
 
@@ -313,7 +371,8 @@ def _is_test(samples: Samples, name: str, test_group: str | None, seed: int) -> 
 
 
 def _take(samples: Samples, mask: Tensor) -> Split:
-    return _select(Split(samples.inputs, samples.target, samples.groups, torch.arange(len(samples.target))), mask)
+    rows = torch.arange(len(samples.target)) if samples.rows is None else samples.rows
+    return _select(Split(samples.inputs, samples.target, samples.groups, rows), mask)
 
 
 def _select(split: Split, mask: Tensor) -> Split:

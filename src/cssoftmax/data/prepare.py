@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from cssoftmax.data.image import Pixels, open_image, prepare_images, to_grey_or_rgb
-from cssoftmax.data.sound import LogMel, prepare_sounds, read_sound, to_mono
+from cssoftmax.data.sound import LogMel, check, prepare_sounds, read_sound, to_mono
 from cssoftmax.data.sources import DataError
 
 Array = np.ndarray[Any, Any]
@@ -81,6 +81,7 @@ def _sound(item: Raw, name: str, rate: int, sample_rate: int) -> Array:
     if not isinstance(item, np.ndarray) or item.ndim not in (1, 2) or not np.issubdtype(item.dtype, np.floating):
         raise DataError(f"{name}: a waveform is floating-point (samples,) or (samples, channels) in [-1, 1]")
     channels = np.asarray(item if item.ndim == 2 else item[:, None], np.float32)
+    check(channels, name)
     return to_mono(channels, name, sample_rate, rate)
 
 

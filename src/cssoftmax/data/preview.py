@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from cssoftmax.data.sound import read_sound
-from cssoftmax.data.sources import DataError, find_source, named_folder
+from cssoftmax.data.sources import DataError, OnError, find_source, named_folder
 
 LARGEST_SIDE = 96
 """Pictures are shrunk to this many pixels."""
@@ -39,11 +39,11 @@ def pictures(inputs: Tensor) -> list[bytes]:
     return files
 
 
-def recordings(source: str, data_root: Path | None, rows: Sequence[int]) -> list[bytes]:
+def recordings(source: str, data_root: Path | None, rows: Sequence[int], on_error: OnError = "fail") -> list[bytes]:
     """The recordings of a data set at these places in its source, as MP3 files, cut about their centre.
 
     Args:
-        source, data_root: as for :func:`cssoftmax.data.load_dataset`.
+        source, data_root, on_error: as for :func:`cssoftmax.data.load_dataset`.
         rows: places in the source, as :class:`cssoftmax.data.Split` holds them.
 
     Raises:
@@ -51,7 +51,7 @@ def recordings(source: str, data_root: Path | None, rows: Sequence[int]) -> list
     """
     import soundfile
 
-    table = find_source(source, named_folder(data_root)).read()
+    table = find_source(source, named_folder(data_root), on_error).read()
     if table.kind != "sound":
         raise DataError(f"{source}: holds images, not sounds")
     longest = round(RATE * min(SECONDS[0], SECONDS[1] / max(len(rows), 1)))

@@ -19,6 +19,10 @@ Array = np.ndarray[Any, Any]
 
 BATCH = 64
 """Sounds that are transformed together."""
+BLOCK = 2**20
+"""Frames of a sound that are decoded together."""
+MOST_VALUES = 2**28
+"""Sounds of more values than this, over all channels, are refused: three quarters of an hour in stereo."""
 DYNAMIC_RANGE = 80.0
 """Decibels below a clip's loudest value at which the spectrogram is cut."""
 
@@ -105,26 +109,48 @@ def _centre(waveform: Array, samples: int) -> Array:
 
 def read_sound(data: bytes | Path, name: str, rate: int) -> Array:
     """Decode one sound to a mono waveform (samples,) at a rate in Hz; ``name`` is what an error calls it."""
+    return to_mono(*read_channels(data, name), rate)
+
+
+def read_channels(data: bytes | Path, name: str) -> tuple[Array, str, int]:
+    """Decode one sound: (samples, channels), float32, its name again, and its rate in Hz."""
     import soundfile
 
+    blocks: list[Array] = []
     try:
-        channels, sample_rate = soundfile.read(
-            io.BytesIO(data) if isinstance(data, bytes) else str(data), dtype="float32", always_2d=True
-        )
-    except (soundfile.SoundFileError, OSError, TypeError) as error:
+        with soundfile.SoundFile(io.BytesIO(data) if isinstance(data, bytes) else str(data)) as file:
+            sample_rate = file.samplerate
+            # Block by block: a header may promise terabytes that are not there.
+            while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
+                blocks.append(block)
+                if sum(map(np.size, blocks)) > MOST_VALUES:
+                    raise DataError(f"{name}: longer than {MOST_VALUES:,} values; cut the sound")
+    except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{name}: cannot be decoded ({error}); replace or remove it") from None
-    return to_mono(channels, name, sample_rate, rate)
+    channels = np.concatenate(blocks) if blocks else np.empty((0, 1), np.float32)
+    check(channels, name)
+    return channels, name, sample_rate
+
+
+def check(channels: Array, name: str) -> None:
+    """DataError where there are no values, or values that are not numbers."""
+    if not len(channels):
+        raise DataError(f"{name}: an empty sound; replace or remove it")
+    if not np.isfinite(channels).all():
+        raise DataError(f"{name}: holds values that are not numbers; replace or remove it")
 
 
 def to_mono(channels: Array, name: str, sample_rate: int, rate: int) -> Array:
     """(samples, channels), float32 at ``sample_rate`` Hz, as a mono waveform (samples,) at ``rate`` Hz."""
     import librosa
 
-    if not len(channels):
-        raise DataError(f"{name}: an empty sound; replace or remove it")
-    if not np.isfinite(channels).all():
-        raise DataError(f"{name}: holds values that are not numbers; replace or remove it")
-    return np.asarray(librosa.resample(channels.mean(axis=1), orig_sr=sample_rate, target_sr=rate))
+    waveform = channels.mean(axis=1)
+    peak = np.abs(waveform).max()
+    if peak > 1e6:  # whose power would pass the largest float32; how loud a sound is does not matter
+        waveform = waveform / peak
+    return np.asarray(librosa.resample(waveform, orig_sr=sample_rate, target_sr=rate))
 
 
 def default_log_mel(table: Table) -> LogMel:

@@ -5,13 +5,15 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from cssoftmax.data.progress import is_silent
 
 Kind = Literal["image", "sound"]
+OnError = Literal["fail", "skip"]
+"""What to do about a sample that cannot be used: say so and stop, or leave it out and list it."""
 
 HUB_IDS = {
     "mnist": "ylecun/mnist",
@@ -48,7 +50,8 @@ class Table:
     """Records of a data set, still encoded.
 
     ``data`` holds the encoded files (or their paths), ``names`` a name of each record under ``root``; ``is_test`` is
-    None where the source has no test split, ``groups`` where it has no folds or speakers.
+    None where the source has no test split, ``groups`` where it has no folds or speakers. ``skipped`` says of each
+    record that was left out which, and why.
     """
 
     kind: Kind
@@ -59,9 +62,10 @@ class Table:
     classes: tuple[str, ...]
     is_test: tuple[bool, ...] | None
     groups: tuple[str, ...] | None
+    skipped: tuple[str, ...] = ()
 
     def describe(self, index: int) -> str:
-        return f"{self.root}/{self.names[index]}"
+        return one_line(f"{self.root}/{self.names[index]}")
 
 
 @dataclass(frozen=True)
@@ -90,14 +94,16 @@ def named_folder(data_root: Path | None) -> Path | None:
     return Path(root).expanduser() if root else None
 
 
-def find_source(source: str, data_root: Path | None) -> Source:
+def find_source(source: str, data_root: Path | None, on_error: OnError = "fail") -> Source:
     """Find a data set by name, path or hub id, and hash its content.
 
     Raises:
         DataError: the source is unknown, cannot be reached, or holds no classes of images or sounds.
     """
     name, place = locate(source, data_root)
-    return _local_source(name, place) if isinstance(place, Path) else hub_source(name, place, data_root)
+    if isinstance(place, Path):
+        return _local_source(name, place, on_error)
+    return hub_source(name, place, data_root, on_error)
 
 
 def locate(source: str, data_root: Path | None) -> tuple[str, Path | str]:
@@ -119,14 +125,14 @@ def locate(source: str, data_root: Path | None) -> tuple[str, Path | str]:
     return path.resolve().stem if path.is_file() else path.resolve().name, path
 
 
-def _local_source(name: str, path: Path) -> Source:
+def _local_source(name: str, path: Path, on_error: OnError) -> Source:
     root = path.parent if path.is_file() else path
     files = [path] if path.is_file() else files_under(path, {".parquet"})
     if path.is_file() and path.suffix != ".parquet":
         raise DataError(f"{path}: not a parquet file; give a .parquet file or a folder with one subfolder per class")
     if files:
-        return Source(name, digest_of(root, files), lambda: _read_parquet(name, root, files))
-    entries = class_files(root)
+        return Source(name, digest_of(root, files), lambda: _read_parquet(name, root, files, on_error))
+    entries = class_files(root, on_error)
     return Source(name, digest_of(root, [file for file, _, _ in entries]), lambda: _read_folder(root, entries))
 
 
@@ -153,7 +159,7 @@ def digest_of(root: Path, files: Sequence[Path]) -> str:
 # Folders with one subfolder per class
 
 
-def class_files(root: Path) -> list[tuple[Path, str, str]]:
+def class_files(root: Path, on_error: OnError = "fail") -> list[tuple[Path, str, str]]:
     """Files of a folder data set as (path, class, split), sorted."""
     folders = subfolders(root)
     train = next((folder for folder in folders if SPLIT_WORDS.get(folder.name.lower()) == "train"), None)
@@ -171,9 +177,11 @@ def class_files(root: Path) -> list[tuple[Path, str, str]]:
             raise DataError(f"{parent}: no class folders; put the images or sounds into one subfolder per class")
         for folder in class_folders:
             files = files_under(folder, IMAGE_SUFFIXES | SOUND_SUFFIXES)
-            if not files:
+            if not files and on_error == "fail":
                 raise DataError(f"{folder}: no images or sounds in this class folder; fill it or remove it")
             entries += [(file, folder.name, split) for file in files]
+    if not entries:
+        raise DataError(f"{root}: no images or sounds in its class folders; fill them")
     return entries
 
 
@@ -192,7 +200,7 @@ def _read_folder(root: Path, entries: Sequence[tuple[Path, str, str]]) -> Table:
 # Parquet files and the hub
 
 
-def _read_parquet(name: str, root: Path, files: Sequence[Path]) -> Table:
+def _read_parquet(name: str, root: Path, files: Sequence[Path], on_error: OnError) -> Table:
     import datasets
     import pyarrow
     import pyarrow.parquet
@@ -205,14 +213,14 @@ def _read_parquet(name: str, root: Path, files: Sequence[Path]) -> Table:
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"{path}: not a readable parquet file ({first_line(error)}); fetch it again") from None
         parts.append((relative, _split_word(relative), table))
-    return _read_parts(name, str(root), parts)
+    return _read_parts(name, str(root), parts, on_error)
 
 
 def _split_word(name: str) -> str:
     return next((SPLIT_WORDS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLIT_WORDS), "")
 
 
-def hub_source(name: str, hub_id: str, data_root: Path | None) -> Source:
+def hub_source(name: str, hub_id: str, data_root: Path | None, on_error: OnError = "fail") -> Source:
     import datasets
     import huggingface_hub
 
@@ -236,9 +244,8 @@ def hub_source(name: str, hub_id: str, data_root: Path | None) -> Source:
     finally:
         datasets.config.HF_HUB_OFFLINE = offline
     only = len(splits) == 1
-    table = _read_parts(
-        name, f"hf:{hub_id}", [(split, "" if only else _split_word(split), part) for split, part in splits.items()]
-    )
+    parts = [(split, "" if only else _split_word(split), part) for split, part in splits.items()]
+    table = _read_parts(name, f"hf:{hub_id}", parts, on_error)
     digest = hashlib.blake2b(digest_size=16)
     for item, record, label in zip(table.data, table.names, table.target, strict=True):
         content = item if isinstance(item, bytes) else item.read_bytes()
@@ -247,13 +254,14 @@ def hub_source(name: str, hub_id: str, data_root: Path | None) -> Source:
     return Source(name, digest.hexdigest(), lambda: table)
 
 
-def _read_parts(name: str, root: str, parts: Sequence[tuple[str, str, Any]]) -> Table:
+def _read_parts(name: str, root: str, parts: Sequence[tuple[str, str, Any]], on_error: OnError) -> Table:
     """Read ``datasets.Dataset`` parts given as (name, split, part)."""
     import datasets
 
     records: list[_Record] = []
     order: list[str] = []
     kinds: set[Kind] = set()
+    skipped: list[str] = []
     for part_name, split, part in parts:
         where = f"{root}/{part_name}"
         if name == "esc10" and "esc10" in part.column_names:
@@ -263,23 +271,26 @@ def _read_parts(name: str, root: str, parts: Sequence[tuple[str, str, Any]]) -> 
         group_column = next((column for column in GROUP_COLUMNS if column in part.column_names), None)
         arrow = part.with_format("arrow")[:]
         labels = texts(arrow, part.features, labelled)
-        if None in labels:
-            raise DataError(
-                f"{where}: row {labels.index(None)} has no label in column {labelled!r}; label it or remove it"
-            )
         groups = texts(arrow, part.features, group_column) if group_column else [None] * len(labels)
         feature = part.features[labelled]
         order += feature.names if isinstance(feature, datasets.ClassLabel) else []
         kinds.add(kind)
-        for row, (data, label, group) in enumerate(
-            zip(contents(arrow.column(column), where), labels, groups, strict=True)
-        ):
-            records.append(_Record(data, f"{part_name} row {row}", str(label), split, group))
+        for row, (data, label, group) in enumerate(zip(contents(arrow.column(column)), labels, groups, strict=True)):
+            if label is None:
+                fault = f"{where}: row {row} has no label in column {labelled!r}, or one unknown; label it or remove it"
+            elif data is None:
+                fault = f"{where}: row {row} holds no encoded file; remove the row or embed its bytes"
+            else:
+                records.append(_Record(data, f"{part_name} row {row}", label, split, group))
+                continue
+            if on_error == "fail":
+                raise DataError(fault)
+            skipped.append(fault.rpartition(";")[0])
     if len(kinds) > 1:
         raise DataError(f"{root}: holds both images and sounds; keep them in two folders")
     if not records:
         raise DataError(f"{root}: no rows in it; give files with at least two classes")
-    return _table(kinds.pop(), root, records, order)
+    return _table(kinds.pop(), root, records, order, skipped)
 
 
 def input_column(features: Any, where: str) -> tuple[str, Kind]:
@@ -321,9 +332,9 @@ def texts(arrow: Any, features: Any, column: str) -> list[str | None]:
     return [names[value] if value is not None and 0 <= value < len(names) else None for value in values]
 
 
-def contents(column: Any, where: str) -> list[bytes | Path]:
-    """Encoded files of a column of bytes, or of structs of bytes and path."""
-    found: list[bytes | Path] = []
+def contents(column: Any) -> list[bytes | Path | None]:
+    """Encoded files of a column of bytes, or of structs of bytes and path; None where there is neither."""
+    found: list[bytes | Path | None] = []
     for chunk in column.chunks:
         for value in chunk.to_pylist():
             content, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
@@ -332,11 +343,13 @@ def contents(column: Any, where: str) -> list[bytes | Path]:
             elif path is not None and Path(path).is_file():
                 found.append(Path(path))
             else:
-                raise DataError(f"{where}: row {len(found)} holds no encoded file; remove the row or embed its bytes")
+                found.append(None)
     return found
 
 
-def _table(kind: Kind, root: str, records: Sequence[_Record], order: Sequence[str]) -> Table:
+def _table(
+    kind: Kind, root: str, records: Sequence[_Record], order: Sequence[str], skipped: Sequence[str] = ()
+) -> Table:
     """Assemble records; classes in the given order, else sorted. A validation split stands in for a missing test."""
     splits = Counter(record.split for record in records)
     test_split = "test" if splits["test"] else "validation"
@@ -357,7 +370,33 @@ def _table(kind: Kind, root: str, records: Sequence[_Record], order: Sequence[st
         classes=tuple(classes),
         is_test=tuple(record.split == test_split for record in records) if splits[test_split] else None,
         groups=tuple(groups) if len(groups) == len(records) else None,
+        skipped=tuple(skipped),
     )
+
+
+def keep(table: Table, rows: Sequence[int], skipped: Sequence[str]) -> Table:
+    """The table with these rows alone, and why the others were left out; classes without a row go."""
+    present = {table.target[row] for row in rows}
+    number = {old: new for new, old in enumerate(sorted(present))}
+    return replace(
+        table,
+        data=[table.data[row] for row in rows],
+        names=tuple(table.names[row] for row in rows),
+        target=tuple(number[table.target[row]] for row in rows),
+        classes=tuple(name for old, name in enumerate(table.classes) if old in present),
+        is_test=table.is_test and tuple(table.is_test[row] for row in rows),
+        groups=table.groups and tuple(table.groups[row] for row in rows),
+        skipped=(*table.skipped, *skipped),
+    )
+
+
+def one_line(text: str) -> str:
+    """Text with what cannot be printed, such as a newline in a file's name, written as an escape.
+
+    >>> print(one_line("cat\\n<b>.png"))
+    cat\\n<b>.png
+    """
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def natural_key(text: str) -> tuple[bool, int, str]:

@@ -119,9 +119,11 @@ def _of_parquet(name: str, root: Path, files: Sequence[Path]) -> Stream:
                 arrow = pyarrow.Table.from_batches([batch])
                 if name == "esc10" and "esc10" in arrow.column_names:
                     arrow = arrow.filter(arrow.column("esc10"))
-                encoded = contents(arrow.column(column), str(path))
+                encoded = contents(arrow.column(column))
                 labels = texts(arrow, features, labelled) if labelled else [None] * len(encoded)
                 for data, label in zip(encoded, labels, strict=True):
+                    if data is None:
+                        raise DataError(f"{path}: row {row} holds no encoded file; remove the row or embed its bytes")
                     yield Item(f"{part} row {row}", label, data)
                     row += 1
 
