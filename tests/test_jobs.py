@@ -20,6 +20,7 @@ from cssoftmax.recipes import RecipeError
 from cssoftmax.training import Interrupted
 
 FILES = [
+    "README.md",
     "config.json",
     "evaluation.safetensors",
     "metrics.jsonl",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cssoftmax import files, jobs, metrics, training
+from cssoftmax import files, hub, jobs, metrics, training
 from cssoftmax.data import Preprocessing, prepare
 from cssoftmax.data.prepare import Array, Raw
 
@@ -95,17 +95,17 @@ class Embedder:
 
     @classmethod
     def load(cls, run_or_file: str | Path, *, network: str | None = None, device: str | None = None) -> Self:
-        """Loads a run's folder, or the one file that :meth:`save` (``cssoftmax export``) wrote.
+        """Loads a run's folder, the one file that :meth:`save` (``cssoftmax export``) wrote, or a model of the hub.
 
         Args:
-            run_or_file: see above.
+            run_or_file: a path, or ``hf:owner/name``.
             network: again the import path of a network that is code of the user's; see :func:`cssoftmax.jobs.resume`.
             device: by default "cuda" where there is one.
 
         Raises:
             cssoftmax.jobs.JobError: there is neither, or it is damaged; one line that names the file and the remedy.
         """
-        path = Path(run_or_file)
+        path = hub.fetch(str(run_or_file)[3:]) if str(run_or_file).startswith("hf:") else Path(run_or_file)
         if path.is_file():
             return cls(*_read(path, network), device=device)
         config = jobs.read_config(path)
@@ -214,9 +214,13 @@ class Embedder:
         except ValueError as error:
             raise jobs.JobError(str(error)) from error
 
+    def shared_config(self) -> dict[str, Any]:
+        """The run's config without the places of its data on this machine."""
+        return {**self.config, "source": {"name": Path(self.config["source"]["name"]).name}}
+
     def save(self, path: str | Path) -> None:
         """Everything in one safetensors file: weights, classes, preprocessing, calibration, enrolled classes."""
-        config = {**self.config, "source": {"name": self.config["source"]["name"]}}
+        config = self.shared_config()
         header: dict[str, Any] = {"format": 1, "config": config, "enrolled": list(self.enrolled)}
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"enrolled.{index}": value for index, value in enumerate(self.enrolled.values())}
@@ -227,6 +231,8 @@ class Embedder:
 
     def save_enrolled(self, run_or_file: str | Path) -> None:
         """Writes the enrolled classes to the run's folder or the file that this was loaded from."""
+        if str(run_or_file).startswith("hf:"):
+            raise jobs.JobError(f"{run_or_file}: classes cannot be kept on the hub; export it, and enroll in the file")
         path = Path(run_or_file)
         if path.is_file():
             self.save(path)

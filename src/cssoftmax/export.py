@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from cssoftmax import __version__, files, training
+from cssoftmax import __version__, files, hub, training
+from cssoftmax.card import model_card
 from cssoftmax.data import LogMel, Pixels, Preprocessing
 from cssoftmax.embedder import Embedder
 from cssoftmax.jobs import JobError
@@ -79,6 +80,30 @@ def export(embedder: Embedder, path: Path, format: Format = "onnx") -> float:
         embedder.model.to(embedder.device)
         files.write_bytes(path, aside.read_bytes())
     return difference
+
+
+def publish(embedder: Embedder, run: Path, repository: str, *, private: bool = False) -> str:
+    """Uploads a run to the Hugging Face hub: model card, settings, measures, and the file that `Embedder.load` takes.
+
+    Nothing of the data, and no path of this machine, goes with them. Returns the address.
+
+    Raises:
+        JobError: the run was not evaluated.
+        cssoftmax.hub.HubError: the hub cannot be reached, or refuses.
+    """
+    try:
+        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise JobError(f"{run}: no evaluated run here; `cssoftmax evaluate {run}` makes it one") from error
+    config = embedder.shared_config()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        embedder.save(folder / hub.MODEL)
+        files.write_json(folder / "config.json", config)
+        files.write_json(folder / "summary.json", summary)
+        card = model_card(config, summary).replace('Embedder.load("RUN")', f'Embedder.load("hf:{repository}")')
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        return hub.push(folder, repository, private=private)
 
 
 def metadata(embedder: Embedder) -> dict[str, str]:

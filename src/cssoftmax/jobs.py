@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from cssoftmax import __version__, files, losses, metrics, networks, processor, recipes, trackers, training
+from cssoftmax.card import model_card
 from cssoftmax.data import (
     Dataset,
     Pixels,
@@ -117,9 +118,9 @@ def train(
     Into it go ``config.json`` (all that is needed to repeat the run), ``metrics.jsonl`` (a line an epoch),
     ``checkpoint.safetensors`` (until the run is done), ``weights.safetensors`` (network and class weights),
     ``summary.json`` and ``evaluation.safetensors`` (the measures, embeddings and logits of the test split, or of the
-    validation split where ``source`` holds one out), and ``samples.safetensors`` (a few hundred small pictures or
-    recordings of that split, to be looked at in a report). The weights are those after the last epoch. Nothing is
-    written before everything that was asked for is known to fit together.
+    validation split where ``source`` holds one out), ``samples.safetensors`` (a few hundred small pictures or
+    recordings of that split, to be looked at in a report), and ``README.md`` (the model card). The weights are those
+    after the last epoch. Nothing is written before everything that was asked for is known to fit together.
 
     ``track`` names trackers (``tensorboard``, ``wandb``, ``mlflow``, ...) that are told every epoch's measures and the
     final ones; TensorBoard, in the run's folder, also shows the embeddings in its projector.
@@ -454,21 +455,20 @@ def _evaluate(
         },
     )
     _write_samples(run / "samples.safetensors", config, dataset, embeddings, logits)
-    files.write_json(
-        run / "summary.json",
-        {
-            "dataset": dataset.name,
-            "split": "validation" if config["source"]["validation"] else "test",
-            "loss": config["loss"]["name"],
-            "seed": config["seed"],
-            "measures": measures,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "flops": training.flops(model, dataset.train, recipe.epochs),
-            "seconds": seconds,
-            "device": processor.describe(str(accelerator.device)),
-            "versions": versions(),
-        },
-    )
+    summary = {
+        "dataset": dataset.name,
+        "split": "validation" if config["source"]["validation"] else "test",
+        "loss": config["loss"]["name"],
+        "seed": config["seed"],
+        "measures": measures,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "flops": training.flops(model, dataset.train, recipe.epochs),
+        "seconds": seconds,
+        "device": processor.describe(str(accelerator.device)),
+        "versions": versions(),
+    }
+    files.write_json(run / "summary.json", summary)
+    files.write_bytes(run / "README.md", model_card(config, summary).encode())
     return measures
 
 

@@ -54,6 +54,7 @@ app.command("verify")(model.verify)
 app.command("search")(model.search)
 app.command("enroll")(model.enroll)
 app.command("export")(model.export)
+app.command("push")(model.push)
 app.command("doctor")(doctor.doctor)
 
 bench_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)

@@ -16,7 +16,7 @@ from cssoftmax.data.sources import IMAGE_SUFFIXES, SOUND_SUFFIXES, files_under
 from cssoftmax.embedder import Decision, Embedder
 
 Run = Annotated[
-    Path,
+    str,
     typer.Argument(
         metavar="RUN",
         help="A folder that `cssoftmax train` wrote, or a file of `cssoftmax export --format safetensors`.",
@@ -227,12 +227,38 @@ def export(
       cssoftmax export runs/mnist-cs-softmax-0 --format safetensors -o digits.safetensors
     """
     embedder = Embedder.load(run, network=network)
-    path = output or (run if run.is_dir() else run.parent) / f"model{exporting.SUFFIXES[format]}"
+    beside = Path() if run.startswith("hf:") else Path(run) if Path(run).is_dir() else Path(run).parent
+    path = output or beside / f"model{exporting.SUFFIXES[format]}"
     difference = exporting.export(embedder, path, format)
     if as_json:
         print_json({"output": path, "format": format, "difference": difference, **exporting.metadata(embedder)})
     else:
         out.print(f"exported: {path} (largest difference to PyTorch {difference:.1e})", markup=False)
+
+
+@explained
+def push(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `cssoftmax train` wrote.")],
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="On the Hugging Face hub.")],
+    private: Annotated[bool, typer.Option("--private", help="If it is new, make it private.")] = False,
+    network: Network = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Upload RUN to the Hugging Face hub: weights, settings, measures and a model card, none of the data.
+
+    `Embedder.load("hf:OWNER/NAME")` and all commands that take a RUN load it from there.
+
+    \b
+    Examples:
+      cssoftmax push runs/mnist-cs-softmax-0 me/mnist-embeddings
+      cssoftmax predict hf:me/mnist-embeddings seven.png
+    """
+    url = exporting.publish(Embedder.load(run, network=network), run, repository, private=private)
+    if as_json:
+        print_json({"url": url})
+    else:
+        out.print(f"pushed: {url}", markup=False)
 
 
 def _expanded(paths: Sequence[Path]) -> list[Path]:
