@@ -76,20 +76,32 @@ def test_samples_are_in_the_page_once_however_often_they_are_shown(make_run, tmp
     data = data_of(write_report([a, b], tmp_path / "report").read_text())
     assert 30 <= len(data["media"]) == len(set(data["media"])) <= 120
     assert data["runs"][0]["map"]["media"] == data["runs"][1]["map"]["media"]
-    assert data["kind"] == "image" and all(uri.startswith("data:image/webp;base64,") for uri in data["media"])
+    assert data["runs"][0]["kind"] == "image" and all(
+        uri.startswith("data:image/webp;base64,") for uri in data["media"]
+    )
     assert None not in data["runs"][0]["map"]["media"]
 
 
 def test_runs_without_samples_are_shown_without_them(make_run, tmp_path):
     text = write_report([make_run()], tmp_path / "report").read_text()
-    assert "kept no samples" in text and data_of(text)["kind"] is None and "data-media=" not in text
+    assert "kept no samples" in text and data_of(text)["runs"][0]["kind"] is None and "data-media=" not in text
 
 
 def test_sounds_have_a_button(make_run, tmp_path, write_samples):
     folder = make_run()
     write_samples(folder, range(120), [bytes([index]) for index in range(120)], "audio/mpeg")
     text = write_report([folder], tmp_path / "report").read_text()
-    assert data_of(text)["kind"] == "sound" and 'class="play"' in text and "<img" not in text
+    assert data_of(text)["runs"][0]["kind"] == "sound" and 'class="play"' in text and "<img" not in text
+
+
+def test_pictures_and_sounds_on_one_page_are_each_what_they_are(make_run, tmp_path, write_samples):
+    seen, heard = make_run("seen", shown=120), make_run("heard", seed=1)
+    write_samples(heard, range(120), [bytes([index]) for index in range(120)], "audio/mpeg")
+    text = write_report([seen, heard], tmp_path / "report").read_text()
+    media = data_of(text)["media"]
+    for tag, kind in (("<img", "data:image/webp"), ("<button", "data:audio/mpeg")):
+        shown = re.findall(tag + r"[^>]*data-media=\"(\d+)\"", text)
+        assert shown and all(media[int(place)].startswith(kind) for place in shown)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,18 @@ Facts = dict[str, Any]
 RUN_COLORS = ("#8a929b", "#1a86c8", "#d9702b", "#0a9e78", "#b65fb0", "#c9a400", "#5b6bd0", "#a65a3a")
 WORST = 20
 # What the scripts draw of a run; the template shows the rest.
-DRAWN = ("label", "color", "classes", "learning", "histograms", "map", "class_facts", "verification", "confusion")
+DRAWN = (
+    "label",
+    "color",
+    "kind",
+    "classes",
+    "learning",
+    "histograms",
+    "map",
+    "class_facts",
+    "verification",
+    "confusion",
+)
 
 
 def write_report(runs: Sequence[Path], output: Path) -> Path:
@@ -58,7 +69,6 @@ def render(runs: Sequence[Run]) -> str:
     # The first of several is what the others are compared with: grey.
     colors = [RUN_COLORS[place % len(RUN_COLORS)] for place in range(len(runs))] if len(runs) > 1 else RUN_COLORS[1:2]
     shown = [_shown(run, name, color, media) for run, name, color in zip(runs, names, colors, strict=True)]
-    kind = {"data:image": "image", "data:audio": "sound"}.get(next(iter(media), "").partition("/")[0])
     compared = alike and len(runs) > 1
     page = _environment().get_template("report.html")
     return page.render(
@@ -68,7 +78,6 @@ def render(runs: Sequence[Run]) -> str:
         similarity_js=_part("similarity.js"),
         report_js=_part("report.js"),
         plotly=_plotly(),
-        kind=kind,
         split=value_of(runs[0], "split"),
         alike=alike,
         compared=compared,
@@ -77,7 +86,6 @@ def render(runs: Sequence[Run]) -> str:
         commands="\n".join(command(run) for run in runs),
         settings=settings_table(runs),
         data={
-            "kind": kind,
             "media": list(media),
             "explorer": _explorer(runs),
             "runs": [{key: run[key] for key in DRAWN} for run in shown],
@@ -104,6 +112,9 @@ def _shown(run: Run, name: str, color: str, media: dict[str, int]) -> Facts:
     return {
         "label": name,
         "color": color,
+        "kind": {"data:image": "image", "data:audio": "sound"}.get(
+            next(iter(run.samples.values()), "").partition("/")[0]
+        ),
         "sentence": _sentence(run),
         "classes": run.classes,
         "learning": facts.learning(run),

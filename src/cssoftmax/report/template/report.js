@@ -158,8 +158,8 @@ function showTip(run, place) {
   const parts = [line("b", run.classes[target[place]])];
   if (predicted[place] !== target[place]) parts.push(line("span", `taken for ${run.classes[predicted[place]]}`));
   parts.push(line("span", `cosine to its class ${cosine[place].toFixed(3)}`));
-  if (media[place] !== null && data.kind === "image") parts.unshift(Object.assign(new Image(), { src: data.media[media[place]], alt: "" }));
-  if (media[place] !== null && data.kind === "sound") parts.push(line("span", "▶ click to play"));
+  if (media[place] !== null && run.kind === "image") parts.unshift(Object.assign(new Image(), { src: data.media[media[place]], alt: "" }));
+  if (media[place] !== null && run.kind === "sound") parts.push(line("span", "▶ click to play"));
   tip.replaceChildren(...parts);
   tip.hidden = false;
   const { width, height } = tip.getBoundingClientRect();
@@ -176,7 +176,7 @@ function watchMaps() {
     plot.on("plotly_click", (event) => {
       over(event);
       const media = run.map.media[event.points[0].pointNumber];
-      if (data.kind === "sound" && event.points[0].curveNumber === 0 && media !== null) play(media);
+      if (run.kind === "sound" && event.points[0].curveNumber === 0 && media !== null) play(media);
     });
   });
 }
