@@ -72,6 +72,14 @@ def test_every_plot_is_drawn_in_every_view_and_names_are_only_text(opened):
     assert page.locator("h1, .runs b").all_inner_texts()[1] == "<b>one"
 
 
+def test_a_browser_that_is_too_old_says_so(browser, make_run, tmp_path):
+    page = browser.new_page()
+    page.add_init_script("delete globalThis.DecompressionStream")
+    page.goto(write_report([make_run(samples=20)], tmp_path / "report").as_uri())
+    page.wait_for_selector("text=The plots cannot be drawn")
+    assert page.locator("#measures table").is_visible()
+
+
 def test_a_slider_moves_the_curves(opened):
     page = opened()
     last = "[...document.querySelectorAll('{}')].at(-1).getAttribute('d')"  # CS-Softmax lies over the others

@@ -355,4 +355,7 @@ async function main() {
   document.documentElement.dataset.drawn = "yes";
 }
 
-main();
+main().catch((error) => {
+  document.querySelector("main").prepend(Object.assign(document.createElement("p"), { textContent: `The plots cannot be drawn: ${error.message}. A browser of 2023 or later can.` }));
+  throw error;
+});
