@@ -11,7 +11,7 @@ from cssoftmax.engine import IMPLEMENTATIONS, chunked, eager, pick, triton
 from cssoftmax.similarity import CSSoftmax, Similarity, default_scale
 
 Reduction = Literal["mean", "sum", "none"]
-Implementation = Literal["auto", "eager", "fused", "chunked", "triton"]
+Implementation = Literal["auto", "eager", "fused", "compiled", "chunked", "triton"]
 Precision = Literal["float32", "bf16"]
 
 

@@ -82,6 +82,8 @@ class CSSoftmax:
     def negative_slope(self, c: Tensor, rows: Rows) -> Tensor:
         (r,) = rows
         gap = c + r
+        if self.weight_update == 0 or self.detach_update:
+            return self._update(gap)
         return self._update(gap) + self._update_slope(gap) * (c - r)
 
     def negative_and_slope(self, c: Tensor, rows: Rows) -> tuple[Tensor, Tensor | None]:

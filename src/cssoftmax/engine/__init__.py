@@ -7,13 +7,14 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from cssoftmax.engine import chunked, eager, fused, triton
+from cssoftmax.engine import chunked, compiled, eager, fused, triton
 
 Engine = Callable[..., Tensor]
 
 ENGINES: dict[str, Engine] = {
     "eager": eager.loss,
     "fused": fused.loss,
+    "compiled": compiled.loss,
     "chunked": chunked.loss,
     "triton": triton.loss,
 }
@@ -29,7 +30,7 @@ def pick(implementation: str, embeddings: Tensor, num_classes: int) -> Engine:
         return ENGINES[implementation]
     small = len(embeddings) * num_classes <= SMALL
     if embeddings.device.type == "cpu":
-        return fused.loss if small else chunked.loss
+        return compiled.loss if small else chunked.loss
     if embeddings.device.type == "cuda" and triton.INSTALLED and not small:
         return triton.loss
     return eager.loss

@@ -7,10 +7,8 @@ the gradient of the class weights will take. Backward, those need one more facto
 gradients, block by block. The class weights are not copied: their lengths divide the blocks instead.
 """
 
-import ctypes
 import math
-import mmap
-import sys
+import operator
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -19,18 +17,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cssoftmax.engine import eager, products, rowwise
-from cssoftmax.engine.rowwise import LOG2E
+from cssoftmax.engine.compiled import build
+from cssoftmax.engine.rowwise import LOG2E, STEEP
 from cssoftmax.similarity import Rows, Similarity
 
-# Numbers at work at once, a block of products and its class weights: 4 MiB in float32.
-BLOCK = 2**20
+# Numbers at work at once, a block of products and its class weights: 8 MiB in float32.
+BLOCK = 2**21
 # Bytes for blocks that find no room in the gradient of the class weights; rows beyond are multiplied a second time.
 SPARE = 32 * 2**20
 # Most rows multiplied at once.
 ROWS = 512
-
-# Above it, log(1 + exp(z)) is z in float64 too.
-STEEP = 40.0
 
 
 def loss(
@@ -66,7 +62,7 @@ def loss(
             label_smoothing=label_smoothing,
         )
     scale = float(scale)
-    index, ignored = rowwise.columns_of(target, ignore_index)
+    index, ignored = rowwise.columns_of(target.contiguous(), ignore_index)
     shares = rowwise.shares(class_weight, weight, label_smoothing)
     positive, others, total = per_row(embeddings, weight, bias, index, similarity, scale, shares, precision=precision)
     smooth = None
@@ -153,6 +149,12 @@ class _Rows(torch.autograd.Function):
         swept = ctx.swept or _sweep(ctx, _left(x, similarity)[1], w, bias, index, shares)
         ctx.swept = None
         inverse_w, edges, groups, grad_w = swept.inverse_w, swept.edges, swept.groups, swept.grad_w
+        kernels = swept.kernels
+        if kernels is not None:
+            kept_rows = max(
+                (group.rows.stop - group.rows.start for group in groups if group.room is not None), default=0
+            )
+            scratch = x.new_empty(kept_rows * max(map(operator.sub, edges[1:], edges)))
         inverse_x = rowwise.lengths(x)[1].reciprocal_()
 
         zeros = torch.zeros_like(inverse_x)
@@ -172,6 +174,7 @@ class _Rows(torch.autograd.Function):
         if grad_w is not None and not groups:
             grad_w.zero_()
 
+        project = _project if kernels is None or not x.is_contiguous() else kernels.project
         x_factors = x.to(ctx.factors)
         with products.best(x.numel() * len(w)):
             for number, (start, stop) in enumerate(pairwise(edges)):
@@ -179,23 +182,45 @@ class _Rows(torch.autograd.Function):
                 w_factors = wb.to(ctx.factors)
                 for group in groups:
                     block = group.block(start, stop, x)
-                    if group.room is not None and shares is None:
-                        g = block * factors[number, group.rows, None]
+                    kept = group.room is not None and shares is None
+                    if group.room is None:
+                        left = (x[group.rows] * by_row[group.rows, None]).to(ctx.factors)
+                        products.multiply(left, w_factors.T, out=block)
+                    if kernels is None:
+                        if kept:
+                            g = block * factors[number, group.rows, None]
+                        else:
+                            if group.room is None:
+                                _finish(block, bias, inverse_w, start, stop)
+                            negative, slope = rowwise.negative_and_slope(similarity, block, _of(group, rows))
+                            g = torch.add(-swept.top[group.rows, None], negative, alpha=scale * LOG2E)
+                            g.exp2_().mul_(grad_others[group.rows, None])
+                            if shares is not None:
+                                g.addcmul_(grad_total[group.rows, None], shares[start:stop])
+                            if slope is not None:
+                                g *= slope
+                            if inverse_w is not None:
+                                g *= inverse_w[start:stop]
+                        place = group.places[number]
+                        g.view(-1).scatter_(0, place, grad_own[group.rows][place // (stop - start)])
+                    elif kept:
+                        g = scratch[: block.numel()].view_as(block)
+                        own = index[group.rows], start
+                        kernels.finished(block, g, *own, factors[number, group.rows], grad_own[group.rows])
                     else:
-                        if group.room is None:
-                            left = (x[group.rows] * by_row[group.rows, None]).to(ctx.factors)
-                            _cosines(left, w_factors, bias, inverse_w, slice(start, stop), out=block)
-                        negative, slope = rowwise.negative_and_slope(similarity, block, _of(group, rows))
-                        g = torch.add(-swept.top[group.rows, None], negative, alpha=scale * LOG2E)
-                        g.exp2_().mul_(grad_others[group.rows, None])
-                        if shares is not None:
-                            g.addcmul_(grad_total[group.rows, None], shares[start:stop])
-                        if slope is not None:
-                            g *= slope
-                        if inverse_w is not None:
-                            g *= inverse_w[start:stop]
-                    place = group.places[number]
-                    g.view(-1).scatter_(0, place, grad_own[group.rows][place // (stop - start)])
+                        g = block
+                        kernels.again(
+                            block,
+                            _part(inverse_w, start, stop),
+                            _part(bias, start, stop),
+                            index[group.rows],
+                            start,
+                            scale * LOG2E,
+                            _of(group, rows),
+                            swept.top[group.rows],
+                            grad_others[group.rows],
+                            grad_own[group.rows],
+                        )
                     if grad_bias is not None:
                         grad_bias[start:stop] += g.sum(0)
                     g = g.to(ctx.factors)
@@ -205,9 +230,9 @@ class _Rows(torch.autograd.Function):
                         added = group is not groups[0]
                         products.multiply(g.T, x_factors[group.rows], out=grad_w[start:stop], add=added)
                 if grad_w is not None and inverse_w is not None:
-                    _project(grad_w[start:stop], wb, inverse_w[start:stop])
+                    project(grad_w[start:stop], wb, inverse_w[start:stop])
             if grad_x is not None and similarity.normalized == "both":
-                _project(grad_x, x, inverse_x)
+                project(grad_x, x, inverse_x)
         if grad_x is not None and grad_norm is not None:
             grad_x.addcmul_(x, (grad_norm * inverse_x)[:, None])
         return grad_x, grad_w, grad_bias, None, None, None, None, None, None
@@ -229,15 +254,19 @@ class _Swept(NamedTuple):
     grad_w: Tensor | None
     edges: list[int]
     groups: list["_Group"]
+    kernels: build.Kernels | None
 
 
 def _sweep(ctx: Any, left: Tensor, w: Tensor, bias: Tensor | None, index: Tensor, shares: Tensor | None) -> _Swept:
     similarity, scale, rows = ctx.similarity, ctx.scale, ctx.parts.constants()
     (num_rows, size), num_classes = left.shape, len(w)
     inverse_w = None if similarity.normalized == "none" else w.new_empty(num_classes)
-    grad_w = _empty(w) if ctx.needs_input_grad[1] else None
+    grad_w = torch.empty_like(w) if ctx.needs_input_grad[1] else None
     edges = _edges(num_rows, size, num_classes)
-    groups = _groups(left, w, grad_w, index, edges, keep=any(ctx.needs_input_grad))
+    kernels = None
+    if shares is None and build.suits(left, w):
+        kernels = build.kernels(similarity, rows)
+    groups = _groups(left, w, grad_w, index, edges, keep=any(ctx.needs_input_grad), places=kernels is None)
     tops, sums = left.new_empty(2, len(edges) - 1, num_rows)
     total = None if shares is None else left.new_zeros(num_rows)
 
@@ -245,12 +274,30 @@ def _sweep(ctx: Any, left: Tensor, w: Tensor, bias: Tensor | None, index: Tensor
     with products.best(left.numel() * num_classes):
         for number, (start, stop) in enumerate(pairwise(edges)):
             wb = w[start:stop]
-            if inverse_w is not None:
+            if inverse_w is not None and kernels is not None:
+                kernels.lengths(wb, None, inverse_w[start:stop])
+            elif inverse_w is not None:
                 torch.reciprocal(rowwise.lengths(wb)[1], out=inverse_w[start:stop])
             factors = wb.to(ctx.factors)
             for group in groups:
                 c = group.block(start, stop, w)
-                _cosines(left[group.rows], factors, bias, inverse_w, slice(start, stop), out=c)
+                products.multiply(left[group.rows], factors.T, out=c)
+                if kernels is not None:
+                    kernels.forward(
+                        c,
+                        None,
+                        _part(inverse_w, start, stop),
+                        _part(bias, start, stop),
+                        index[group.rows],
+                        start,
+                        scale * LOG2E,
+                        _of(group, rows),
+                        tops[number, group.rows],
+                        sums[number, group.rows],
+                        keep=group.room is not None,
+                    )
+                    continue
+                _finish(c, bias, inverse_w, start, stop)
                 negative, slope = rowwise.negative_and_slope(similarity, c, _of(group, rows))
                 place = group.places[number]
                 if total is not None and shares is not None:
@@ -272,7 +319,7 @@ def _sweep(ctx: Any, left: Tensor, w: Tensor, bias: Tensor | None, index: Tensor
     sums = (sums * (tops - top).exp2_()).sum(0)
     others = (top + sums.log2()) / LOG2E
     sums.clamp_(min=torch.finfo(sums.dtype).tiny)  # 0 if there is a single class
-    return _Swept(others, total, tops, top, sums, inverse_w, grad_w, edges, groups)
+    return _Swept(others, total, tops, top, sums, inverse_w, grad_w, edges, groups, kernels)
 
 
 def _left(x: Tensor, similarity: Similarity) -> tuple[Tensor, Tensor]:
@@ -281,14 +328,16 @@ def _left(x: Tensor, similarity: Similarity) -> tuple[Tensor, Tensor]:
     return norm, x / length[:, None] if similarity.normalized == "both" else x
 
 
-def _cosines(
-    left: Tensor, right: Tensor, bias: Tensor | None, inverse_w: Tensor | None, classes: slice, out: Tensor
-) -> None:
-    products.multiply(left, right.T, out=out)
+def _finish(block: Tensor, bias: Tensor | None, inverse_w: Tensor | None, start: int, stop: int) -> None:
+    """From products with the classes [start, stop) to cosines; in place."""
     if inverse_w is not None:
-        out *= inverse_w[classes]
+        block *= inverse_w[start:stop]
     if bias is not None:
-        out += bias[classes]
+        block += bias[start:stop]
+
+
+def _part(by_class: Tensor | None, start: int, stop: int) -> Tensor | None:
+    return None if by_class is None else by_class[start:stop]
 
 
 def _of(group: "_Group", rows: Rows) -> Rows:
@@ -300,7 +349,7 @@ class _Group(NamedTuple):
     """Rows multiplied at once, and the memory that keeps their blocks from forward to backward, if any.
 
     The block of the classes [start, stop) lies at ``room[start * width:]``. ``places`` says, for each block, where in
-    it the rows' own classes are.
+    it the rows' own classes are; compiled kernels look for themselves.
     """
 
     rows: slice
@@ -324,7 +373,9 @@ def _edges(num_rows: int, size: int, num_classes: int) -> list[int]:
     return [*range(0, num_classes, columns), num_classes]
 
 
-def _groups(x: Tensor, w: Tensor, grad_w: Tensor | None, index: Tensor, edges: list[int], keep: bool) -> list[_Group]:
+def _groups(
+    x: Tensor, w: Tensor, grad_w: Tensor | None, index: Tensor, edges: list[int], keep: bool, places: bool
+) -> list[_Group]:
     """All rows: kept in spare memory or, where that is short, in the gradient to come, then those not kept."""
     num_rows, num_classes, size = len(x), len(w), w.shape[1]
     spare = SPARE // (num_classes * x.element_size()) if keep else 0
@@ -332,7 +383,7 @@ def _groups(x: Tensor, w: Tensor, grad_w: Tensor | None, index: Tensor, edges: l
 
     def add(stop: int, room: Tensor | None, width: int) -> None:
         nonlocal start
-        groups.append(_Group(slice(start, stop), room, width, _places(index[start:stop], edges)))
+        groups.append(_Group(slice(start, stop), room, width, _places(index[start:stop], edges) if places else []))
         start = stop
 
     if num_rows > spare and grad_w is not None:
@@ -362,17 +413,6 @@ def _project(gradient: Tensor, vectors: Tensor, inverse: Tensor) -> None:
     """From the gradient in directions, divided by the vectors' lengths, to that in the vectors; in place."""
     along = torch.linalg.vecdot(gradient, vectors).mul_(inverse.square())
     gradient.addcmul_(vectors, along[:, None], value=-1)
-
-
-def _empty(like: Tensor) -> Tensor:
-    """Memory for a gradient. Of a large one Linux is asked to give it in large pages, several times as quickly."""
-    empty = torch.empty(like.shape, dtype=like.dtype, device=like.device)
-    size = empty.numel() * empty.element_size()
-    if size > 2**22 and empty.device.type == "cpu" and sys.platform == "linux":
-        start = -(-empty.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-        length = (empty.data_ptr() + size - start) // mmap.PAGESIZE * mmap.PAGESIZE
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_HUGEPAGE)
-    return empty
 
 
 def _rows_eagerly(

@@ -15,6 +15,9 @@ from cssoftmax.similarity import Rows, Similarity
 # exp2 costs a third of exp.
 LOG2E = math.log2(math.e)
 
+# Above it, log(1 + exp(z)) is z in float64 too.
+STEEP = 40.0
+
 
 def suits(embeddings: Tensor, weight: Tensor, similarity: Similarity, scale: float | Tensor) -> bool:
     """Whether a backward pass written by hand can serve: plain tensors, constant factors, no transform at work."""

@@ -19,7 +19,8 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from cssoftmax.engine import eager
-from cssoftmax.engine.triton.translate import NoTranslation, translate
+from cssoftmax.engine.trace import NoTranslation
+from cssoftmax.engine.triton.translate import translate
 from cssoftmax.similarity import Similarity
 
 INSTALLED = importlib.util.find_spec("triton") is not None

@@ -1,0 +1,258 @@
+"""``kernels.c`` for a similarity, compiled by the C compiler at hand when first used, and remembered on disk.
+
+Without a compiler, or where the compiled code cannot be loaded, there are no kernels, and the engines use PyTorch.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cssoftmax.engine import eager, trace
+from cssoftmax.engine.trace import FUNCTIONS, Key, NoTranslation
+from cssoftmax.similarity import CosFace, Rows, Similarity
+
+logger = logging.getLogger(__name__)
+
+# "0" does without; else the path of a compiler; by default the first of cc, gcc and clang.
+COMPILER: str | None = os.environ.get("CSSOFTMAX_CC") or shutil.which("cc") or shutil.which("gcc")
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fPIC")
+SOURCE = Path(__file__).with_name("kernels.c")
+
+LANGUAGE = {name: f"{name}f({{0}})" for name in FUNCTIONS} | {
+    "number": "#{0}#",  # becomes a setting: sources that differ in numbers alone need compiling once
+    "as_float": "(float)({0})",
+    "full": "{0}",
+    "where": "({0} ? {1} : {2})",
+    "maximum": "larger({0}, {1})",
+    "minimum": "smaller({0}, {1})",
+    "abs": "fabsf({0})",
+    "exp": "exp_({0})",
+    "exp2": "exp2_({0})",
+    "log": "log_({0})",
+    "log2": "log2_({0})",
+    "rsqrt": "(1.0f / sqrtf({0}))",
+}
+
+
+class Kernels:
+    """The functions of ``kernels.c`` for one similarity, on float32 tensors that are contiguous."""
+
+    def __init__(self, library: ctypes.CDLL, settings: Sequence[float]) -> None:
+        self.library = library
+        self.settings = (ctypes.c_float * max(1, len(settings)))(*settings)
+
+    def forward(
+        self,
+        block: Tensor,
+        inverse_x: Tensor | None,
+        inverse_w: Tensor | None,
+        bias: Tensor | None,
+        target: Tensor,
+        first: int,
+        scale: float,
+        rows: Rows,
+        tops: Tensor,
+        sums: Tensor,
+        keep: bool,
+    ) -> None:
+        _held, pointers, steps = _rows(rows, block)
+        self.library.forward(
+            _at(block), *block.shape, _at(inverse_x), _at(inverse_w), _at(bias), _at(target), first, scale, pointers,
+            steps, self.settings, _at(tops), _at(sums), keep, torch.get_num_threads(),
+        )  # fmt: skip
+
+    def finished(self, block: Tensor, out: Tensor, target: Tensor, first: int, factors: Tensor, owns: Tensor) -> None:
+        self.library.finished(
+            _at(block), _at(out), *block.shape, _at(target), first, _at(factors), _at(owns), torch.get_num_threads()
+        )
+
+    def again(
+        self,
+        block: Tensor,
+        inverse_w: Tensor | None,
+        bias: Tensor | None,
+        target: Tensor,
+        first: int,
+        scale: float,
+        rows: Rows,
+        tops: Tensor,
+        factors: Tensor,
+        owns: Tensor,
+    ) -> None:
+        _held, pointers, steps = _rows(rows, block)
+        self.library.again(
+            _at(block), *block.shape, _at(inverse_w), _at(bias), _at(target), first, scale, pointers, steps,
+            self.settings, _at(tops), _at(factors), _at(owns), torch.get_num_threads(),
+        )  # fmt: skip
+
+    def lengths(self, vectors: Tensor, length: Tensor | None, inverse: Tensor) -> None:
+        self.library.lengths(
+            _at(vectors), *vectors.shape, eager.SHORTEST, _at(length), _at(inverse), torch.get_num_threads()
+        )
+
+    def project(self, gradient: Tensor, vectors: Tensor, inverse: Tensor, more: Tensor | None = None) -> None:
+        self.library.project(
+            _at(gradient), _at(vectors), *vectors.shape, _at(inverse), _at(more), torch.get_num_threads()
+        )
+
+
+def _at(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _rows(rows: Rows, like: Tensor) -> tuple[list[Any], Any, Any]:
+    """The row parameters as memory to keep hold of, pointers to it, and steps from row to row."""
+    held: list[Any] = []
+    pointers, steps = (ctypes.c_void_p * max(1, len(rows)))(), (ctypes.c_long * max(1, len(rows)))()
+    for k, row in enumerate(rows):
+        if isinstance(row, Tensor):
+            row = row.to(like)
+            held.append(row)
+            pointers[k], steps[k] = row.data_ptr(), row.stride(0) if row.ndim else 0
+        else:
+            number = ctypes.c_float(row)
+            held.append(number)
+            pointers[k], steps[k] = ctypes.addressof(number), 0
+    return held, pointers, steps
+
+
+def suits(*sides: Tensor) -> bool:
+    """Whether there are kernels for tensors like these."""
+    return (
+        COMPILER not in (None, "0")
+        and all(side.dtype == torch.float32 and side.device.type == "cpu" and side.is_contiguous() for side in sides)
+        and common_or_none() is not None
+    )
+
+
+def kernels(similarity: Similarity, rows: Rows) -> Kernels | None:
+    """For a similarity with these row parameters; None where there is no translation of it."""
+    try:
+        return _kernels(Key.of(similarity, len(rows)))
+    except NoTranslation:
+        return None
+
+
+def common() -> Kernels:
+    """For what does not depend on the similarity, where ``suits`` says so."""
+    found = common_or_none()
+    assert found is not None
+    return found
+
+
+@cache
+def common_or_none() -> Kernels | None:
+    return _kernels(Key.of(CosFace(), 1))
+
+
+_refused: set[tuple[object, ...]] = set()
+
+
+def refused(similarity: Similarity) -> bool:
+    """Whether it is known to have no translation."""
+    if not _refused:
+        return False
+    try:
+        key = Key.of(similarity, 0)
+    except NoTranslation:
+        return True
+    return (key.kind, key.settings) in _refused
+
+
+@lru_cache(maxsize=256)
+def _kernels(key: Key) -> Kernels | None:
+    try:
+        source, settings = translate(key)
+    except NoTranslation as reason:
+        logger.info("%s runs in plain PyTorch: %s", key.kind.__name__, reason)
+        _refused.add((key.kind, key.settings))
+        return None
+    library = _compiled(source)
+    return None if library is None else Kernels(library, settings)
+
+
+def translate(key: Key) -> tuple[str, list[float]]:
+    """C source with the similarity's functions in it, and the numbers that are its settings."""
+    functions = [trace.function(key, name, LANGUAGE) for name in trace.METHODS]
+    settings: list[float] = []
+
+    def setting(found: re.Match[str]) -> str:
+        value = float(found[1].removeprefix('float("').removesuffix('")'))
+        if value in (0.0, 1.0, 2.0, -1.0):
+            return f"{value}f"
+        settings.append(value)
+        return f"setting{len(settings) - 1}"
+
+    bodies = []
+    for _, lines, result, _ in functions:
+        text = "".join(
+            f"    {'int' if line.is_truth else 'float'} {line.name} = {line.expression};\n" for line in lines
+        )
+        bodies.append(re.sub(r"#([^#]*)#", setting, f"{text}    return {result};\n"))
+    names = [f"row{k}" for k in range(key.num_rows)] + [f"setting{k}" for k in range(len(settings))]
+    values = [f"rows[{k}][i * steps[{k}]]" for k in range(key.num_rows)] + [
+        f"settings[{k}]" for k in range(len(settings))
+    ]
+    declared = "".join(f", float {name}" for name in names)
+    similarity = "\n".join(
+        f"static inline float {name}(float c{declared}) {{\n{body}}}\n"
+        for name, body in zip(trace.METHODS, bodies, strict=True)
+    )
+    macros = (
+        f"#define ARGUMENTS {''.join(f', {name}' for name in names)}\n"
+        f"#define LOAD {' '.join(f'const float {n} = {v};' for n, v in zip(names, values, strict=True))}\n"
+    )
+    return SOURCE.read_text().replace("/* SIMILARITY */", similarity + macros), settings
+
+
+@cache
+def _compiled(source: str) -> ctypes.CDLL | None:
+    assert COMPILER is not None
+    processor = sorted(torch.cpu.get_capabilities().items())
+    key = hashlib.sha256(repr((source, COMPILER, FLAGS, processor)).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("CSSOFTMAX_CACHE") or "~/.cache/cssoftmax").expanduser() / "kernels"
+    path = folder / f"{key}.so"
+    try:
+        if not path.exists():
+            with tempfile.TemporaryDirectory() as work:
+                code, object_file, library = (Path(work) / f"kernels.{end}" for end in ("c", "o", "so"))
+                code.write_text(source)
+                _run(COMPILER, *FLAGS, "-c", str(code), "-o", str(object_file))
+                # Not linked with an OpenMP library: PyTorch's is in the process, and a second would fight it for cores.
+                _run(COMPILER, "-shared", str(object_file), "-lm", "-o", str(library))
+                folder.mkdir(parents=True, exist_ok=True)
+                aside = folder / f".{key}.{os.getpid()}.tmp"
+                shutil.copyfile(library, aside)
+                aside.replace(path)
+        library_loaded = ctypes.CDLL(str(path))
+    except (OSError, subprocess.SubprocessError) as error:
+        detail = error.stderr if isinstance(error, subprocess.CalledProcessError) else error
+        logger.info("no compiled kernels, PyTorch runs in their place: %s", detail)
+        return None
+    p, long, real, integer = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
+    for name, types in {
+        "forward": (p, long, long, p, p, p, p, long, real, p, p, p, p, p, integer, integer),
+        "finished": (p, p, long, long, p, long, p, p, integer),
+        "again": (p, long, long, p, p, p, long, real, p, p, p, p, p, p, integer),
+        "lengths": (p, long, long, real, p, p, integer),
+        "project": (p, p, long, long, p, p, integer),
+    }.items():
+        getattr(library_loaded, name).argtypes = types
+        getattr(library_loaded, name).restype = None
+    return library_loaded
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)

@@ -1,0 +1,166 @@
+/* The elementwise work of the CPU engines, one pass over a block where PyTorch's operators make ten.
+
+A block is (n, m): products of n embeddings with m classes, row by row. Its classes are [first, first + m) of all, and
+target[i] is the class of row i. Logits are in powers of two: scale is the loss's scale times log2(e).
+
+N(c) and its slope, of the similarity at hand, are put in the place of the line below; see build.py, which also defines
+PARAMETERS, the row parameters and settings that they take, ARGUMENTS, what is handed over for them, and LOAD, which
+reads these for row i. */
+
+#include <float.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+/* Relative error below 2e-7; 0 below 2^-126. */
+static inline float exp2_(float x) {
+    float bounded = x < -127.0f ? -127.0f : x > 128.0f ? 128.0f : x; /* NaN stays NaN */
+    float whole = rintf(bounded), part = bounded - whole;
+    float power = 1.5353362e-4f;
+    power = power * part + 1.3398874e-3f;
+    power = power * part + 9.6184374e-3f;
+    power = power * part + 5.5503324e-2f;
+    power = power * part + 2.4022648e-1f;
+    power = power * part + 6.9314720e-1f;
+    power = power * part + 1.0f;
+    int32_t bits = ((int32_t)whole + 127) * (1 << 23);
+    float scale;
+    memcpy(&scale, &bits, 4);
+    return x < -126.0f ? 0.0f : power * scale;
+}
+
+static inline float log2_(float x) {
+    int32_t bits, exponent;
+    memcpy(&bits, &x, 4);
+    exponent = (bits - 0x3f3504f3) >> 23; /* so that the rest is in [sqrt(1/2), sqrt(2)) */
+    bits -= exponent * (1 << 23);
+    float rest;
+    memcpy(&rest, &bits, 4);
+    float s = (rest - 1.0f) / (rest + 1.0f), square = s * s;
+    float series = 1.0f / 9;
+    series = series * square + 1.0f / 7;
+    series = series * square + 1.0f / 5;
+    series = series * square + 1.0f / 3;
+    series = series * square + 1.0f;
+    float logarithm = 2.88539008f * s * series + (float)exponent;
+    logarithm = x < FLT_MIN ? -INFINITY : logarithm;
+    return x >= 0.0f ? logarithm : NAN;
+}
+
+static inline float exp_(float x) { return exp2_(x * 1.44269504f); }
+static inline float log_(float x) { return log2_(x) * 0.693147181f; }
+static inline float larger(float a, float b) { return a > b || a != a ? a : b; }
+static inline float smaller(float a, float b) { return a < b || a != a ? a : b; }
+
+/* SIMILARITY */
+
+#define PARALLEL(work) _Pragma(TEXT(omp parallel for schedule(static) num_threads(threads) if (work > 16384)))
+#define TEXT(text) #text
+
+/* The cosines of a row: products by what the lengths of both sides leave of them, and a bias. */
+static inline void finish(float *c, int m, float inverse_x, const float *inverse_w, const float *bias) {
+    if (inverse_w)
+        for (int j = 0; j < m; j++) c[j] *= inverse_x * inverse_w[j];
+    if (bias)
+        for (int j = 0; j < m; j++) c[j] += bias[j];
+}
+
+/* The largest logit of each row, its own class left out, and the sum of the exponentials relative to it. With keep, the
+block becomes these exponentials times the slopes of N and the inverse lengths of the class weights. */
+void forward(float *block, long n, long m, const float *inverse_x, const float *inverse_w, const float *bias,
+             const int64_t *target, long first, float scale, const float *const *rows, const long *steps,
+             const float *settings, float *tops, float *sums, int keep, int threads) {
+    PARALLEL(n * m)
+    for (long i = 0; i < n; i++) {
+        LOAD
+        float *c = block + i * m, top = -FLT_MAX, sum = 0.0f;
+        int size = (int)m, own = target[i] >= first && target[i] < first + m ? (int)(target[i] - first) : -1;
+        finish(c, size, inverse_x ? inverse_x[i] : 1.0f, inverse_w, bias);
+#pragma omp simd reduction(max : top)
+        for (int j = 0; j < size; j++) {
+            float similarity = j == own ? -FLT_MAX : negative(c[j] ARGUMENTS);
+            top = similarity > top ? similarity : top;
+        }
+        top = larger(top * scale, -FLT_MAX);
+        if (keep) {
+#pragma omp simd reduction(+ : sum)
+            for (int j = 0; j < size; j++) {
+                float power = exp2_(negative(c[j] ARGUMENTS) * scale - top);
+                power = j == own ? 0.0f : power;
+                sum += power;
+                c[j] = power * negative_slope(c[j] ARGUMENTS);
+            }
+            if (inverse_w)
+                for (int j = 0; j < size; j++) c[j] *= inverse_w[j];
+        } else {
+#pragma omp simd reduction(+ : sum)
+            for (int j = 0; j < size; j++) {
+                float power = exp2_(negative(c[j] ARGUMENTS) * scale - top);
+                sum += j == own ? 0.0f : power;
+            }
+        }
+        tops[i] = top;
+        sums[i] = sum;
+    }
+}
+
+/* From what forward kept to the gradient in the products: each row by its factor, its own class's as given. */
+void finished(const float *block, float *gradient, long n, long m, const int64_t *target, long first,
+              const float *factors, const float *owns, int threads) {
+    PARALLEL(n * m)
+    for (long i = 0; i < n; i++) {
+        const float *kept = block + i * m;
+        float *g = gradient + i * m, factor = factors[i];
+        for (int j = 0; j < (int)m; j++) g[j] = kept[j] * factor;
+        if (target[i] >= first && target[i] < first + m) g[target[i] - first] = owns[i];
+    }
+}
+
+/* From products that were not kept to the same, given the largest logit of each row in all blocks. */
+void again(float *block, long n, long m, const float *inverse_w, const float *bias, const int64_t *target, long first,
+           float scale, const float *const *rows, const long *steps, const float *settings, const float *tops,
+           const float *factors, const float *owns, int threads) {
+    PARALLEL(n * m)
+    for (long i = 0; i < n; i++) {
+        LOAD
+        float *c = block + i * m, top = tops[i], factor = factors[i];
+        finish(c, (int)m, 1.0f, inverse_w, bias);
+        for (int j = 0; j < (int)m; j++) {
+            float power = exp2_(negative(c[j] ARGUMENTS) * scale - top);
+            c[j] = factor * power * negative_slope(c[j] ARGUMENTS);
+        }
+        if (inverse_w)
+            for (int j = 0; j < (int)m; j++) c[j] *= inverse_w[j];
+        if (target[i] >= first && target[i] < first + m) c[target[i] - first] = owns[i];
+    }
+}
+
+/* Lengths of (n, d) vectors and their inverses; 0 for one too short to have a direction. */
+void lengths(const float *vectors, long n, long d, float shortest, float *length, float *inverse, int threads) {
+    PARALLEL(n * d)
+    for (long i = 0; i < n; i++) {
+        const float *v = vectors + i * d;
+        float square = 0.0f;
+#pragma omp simd reduction(+ : square)
+        for (long k = 0; k < d; k++) square += v[k] * v[k];
+        float root = sqrtf(square);
+        int none = root <= shortest;
+        if (length) length[i] = none ? 0.0f : root;
+        inverse[i] = none ? 0.0f : 1.0f / root;
+    }
+}
+
+/* From gradients in directions, divided by the vectors' lengths, to those in the vectors, and more along them. */
+void project(float *gradient, const float *vectors, long n, long d, const float *inverse, const float *more,
+             int threads) {
+    PARALLEL(n * d)
+    for (long i = 0; i < n; i++) {
+        float *g = gradient + i * d, along = 0.0f;
+        const float *v = vectors + i * d;
+#pragma omp simd reduction(+ : along)
+        for (long k = 0; k < d; k++) along += g[k] * v[k];
+        along *= inverse[i] * inverse[i];
+        if (more) along -= more[i];
+        for (long k = 0; k < d; k++) g[k] -= along * v[k];
+    }
+}
