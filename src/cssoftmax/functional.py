@@ -50,7 +50,8 @@ def cs_softmax_loss(
         class_weight: rescaling of each class's loss, (C,), as ``weight`` of ``F.cross_entropy``.
         reduction, ignore_index, label_smoothing: as in ``F.cross_entropy``.
         implementation: "auto" picks the fastest by device and sizes: "eager", plain PyTorch operations; "fused", few
-            of them, for small N x C on a CPU; "chunked", for large; "triton", kernels for a GPU. All agree to rounding.
+            of them, for small N x C on a CPU, or "compiled", in C, where there is a compiler; "chunked", for large
+            N x C; "triton", kernels for a GPU. All agree to rounding.
         precision: "bf16" lets chunked and triton round the factors of their products to bfloat16; the gradients then
             are within about 1 %. Only a processor with bfloat16 arithmetic gains by it.
 
@@ -117,7 +118,7 @@ def similarity_loss(
     """
     check_embeddings(embeddings, weight)
     check_sub_centers(sub_centers, implementation)
-    num_classes = len(weight) // sub_centers
+    num_classes = weight.shape[0] // sub_centers
     check_target(embeddings, target, num_classes, ignore_index)
     check_scale(scale)
     check_class_weight(class_weight, num_classes)
@@ -125,11 +126,11 @@ def similarity_loss(
     check_choice("reduction", reduction, ("mean", "sum", "none"))
     check_choice("implementation", implementation, IMPLEMENTATIONS)
     check_choice("precision", precision, ("float32", "bf16"))
-    if reduction == "mean" and len(embeddings) == 0:
+    if reduction == "mean" and embeddings.shape[0] == 0:
         raise ValueError('embeddings: an empty batch, (0, D), has no mean loss; skip it, or pass reduction="sum"')
     dtype = compute_dtype(embeddings, weight)
     engine = (
-        pick(implementation, embeddings, len(weight))
+        pick(implementation, embeddings, weight.shape[0])
         if sub_centers == 1
         else partial(eager.loss, sub_centers=sub_centers)
     )
@@ -257,7 +258,7 @@ def check_embeddings(embeddings: Tensor, weight: Tensor) -> None:
         raise ValueError(
             f"embeddings: {embeddings.shape[1]} features a row, but the class weights have {weight.shape[1]}"
         )
-    if len(weight) == 0:
+    if weight.shape[0] == 0:
         raise ValueError("weight: at least one class is needed, got shape (0, D)")
 
 
@@ -266,16 +267,16 @@ def check_target(embeddings: Tensor, target: Tensor, num_classes: int, ignore_in
         raise TypeError(f"target: a tensor of shape (N,) is needed, got {type(target).__name__}")
     if target.dtype != torch.int64:
         raise TypeError(f"target: int64 class numbers are needed, got {target.dtype}; use target.long()")
-    if target.ndim != 1 or len(target) != len(embeddings):
+    if target.ndim != 1 or target.shape[0] != embeddings.shape[0]:
         raise ValueError(
-            f"target: shape (N,) is needed, with N = {len(embeddings)} as in embeddings, got {tuple(target.shape)}"
+            f"target: shape (N,) is needed, with N = {embeddings.shape[0]} as in embeddings, got {tuple(target.shape)}"
         )
     if target.device != embeddings.device:
         raise ValueError(f"target: is on {target.device}, but embeddings are on {embeddings.device}")
     if target.is_meta:
         return
     checked_here = target.device.type == "cpu" and not torch.compiler.is_compiling()
-    if checked_here and len(target):
+    if checked_here and target.numel():
         lowest, highest = target.aminmax()
         if int(lowest) >= 0 and int(highest) < num_classes:
             return

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from cssoftmax import CosFaceLoss, CSSoftmaxLoss, ElasticFaceLoss, MagFaceLoss, SoftmaxLoss
-from cssoftmax.engine import chunked, eager, fused, pick, products
+from cssoftmax.engine import chunked, compiled, eager, pick, products
 from cssoftmax.functional import similarity_loss
 from cssoftmax.similarity import ArcFace, CosFace, CSSoftmax
 
-CPU = ["fused", "chunked"]
+CPU = ["fused", "compiled", "chunked"]
 LOSSES = {
     "cs-softmax": lambda **options: CSSoftmaxLoss(5, 11, margin=0.3, weight_update=0.4, **options),
     "cosface": lambda **options: CosFaceLoss(5, 11, weight=torch.rand(11), label_smoothing=0.1, **options),
@@ -281,7 +281,7 @@ def test_the_matrix_never_stands_in_memory(monkeypatch):
 
 def test_auto_keeps_a_small_matrix_whole_and_cuts_a_large_one():
     x = torch.randn(256, 4)
-    assert pick("auto", x, 100) is fused.loss
+    assert pick("auto", x, 100) is compiled.loss
     assert pick("auto", x, 100_000) is chunked.loss
     assert pick("eager", x, 100_000) is eager.loss
     assert pick("auto", x.to("meta"), 10) is eager.loss

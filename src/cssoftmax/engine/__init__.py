@@ -28,7 +28,7 @@ def pick(implementation: str, embeddings: Tensor, num_classes: int) -> Engine:
     """The engine of that name; for "auto" the fastest, by device and sizes."""
     if implementation != "auto":
         return ENGINES[implementation]
-    small = len(embeddings) * num_classes <= SMALL
+    small = embeddings.shape[0] * num_classes <= SMALL
     if embeddings.device.type == "cpu":
         return compiled.loss if small else chunked.loss
     if embeddings.device.type == "cuda" and triton.INSTALLED and not small:

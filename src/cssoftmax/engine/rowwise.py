@@ -39,7 +39,7 @@ def columns_of(target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor | None
 
     Labels are in 0..C-1 or ``ignore_index``, which usually is negative.
     """
-    if len(target) == 0 or (ignore_index < 0 and int(target.min()) >= 0):
+    if target.numel() == 0 or (ignore_index < 0 and int(target.min()) >= 0):
         return target, None
     ignored = target == ignore_index
     return target.masked_fill(ignored, 0), ignored
@@ -76,6 +76,16 @@ def reduce(
     if rescale is not None:
         return value.sum() / rescale.sum()
     return value.mean() if ignored is None else value.sum() / (~ignored).sum()
+
+
+def reduce_shares(index: Tensor, ignored: Tensor | None, class_weight: Tensor | None, reduction: str) -> Tensor:
+    """By what a row's loss enters their sum or mean: one number for all, (), or one each, (N,)."""
+    if ignored is None and class_weight is None:
+        return torch.tensor(1.0 if reduction == "sum" else 1 / index.shape[0])
+    share = torch.ones(index.shape[0]) if class_weight is None else class_weight[index]
+    if ignored is not None:
+        share = share.masked_fill(ignored, 0)
+    return share if reduction == "sum" else share / share.sum()
 
 
 def lengths(vectors: Tensor) -> tuple[Tensor, Tensor]:

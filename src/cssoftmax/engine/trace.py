@@ -23,7 +23,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from cssoftmax.similarity import Row, Similarity
 
 aten = torch.ops.aten
-METHODS = ("negative", "negative_slope")
 
 Language = Mapping[str, str]
 
@@ -76,16 +75,21 @@ class Function(NamedTuple):
 
 
 def function(key: Key, name: str, language: Language) -> Function:
-    """One of the similarity's ``METHODS``.
+    """``negative``, ``negative_slope``, ``positive`` or the slope of that, ``positive_slope``, of the similarity.
 
     Raises:
         NoTranslation: an operation is unknown here, or the result hangs on more than c, the rows and fixed settings.
     """
-    method = getattr(key.similarity, name)
+    method = getattr(key.similarity, name.replace("positive_slope", "positive"))
 
     def traced(c: Tensor, *rows: Row) -> Tensor:
-        result: Tensor = method(c, rows)
-        return result
+        if name != "positive_slope":
+            result: Tensor = method(c, rows)
+            return result
+        with torch.enable_grad():
+            c = c.detach().requires_grad_()
+            value = method(c, rows)
+            return torch.autograd.grad(value, c, torch.ones_like(value))[0]
 
     try:
         with torch.no_grad(), torch.autocast("cpu", enabled=False):

@@ -3,6 +3,7 @@
 Without a compiler, or where the compiled code cannot be loaded, there are no kernels, and the engines use PyTorch.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import logging
@@ -51,12 +52,12 @@ class Kernels:
 
     def __init__(self, library: ctypes.CDLL, settings: Sequence[float]) -> None:
         self.library = library
+        self.has_losses = hasattr(library, "losses")
         self.settings = (ctypes.c_float * max(1, len(settings)))(*settings)
 
     def forward(
         self,
         block: Tensor,
-        inverse_x: Tensor | None,
         inverse_w: Tensor | None,
         bias: Tensor | None,
         target: Tensor,
@@ -69,8 +70,8 @@ class Kernels:
     ) -> None:
         _held, pointers, steps = _rows(rows, block)
         self.library.forward(
-            _at(block), *block.shape, _at(inverse_x), _at(inverse_w), _at(bias), _at(target), first, scale, pointers,
-            steps, self.settings, _at(tops), _at(sums), keep, torch.get_num_threads(),
+            _at(block), *block.shape, _at(inverse_w), _at(bias), _at(target), first, scale, pointers, steps,
+            self.settings, _at(tops), _at(sums), keep, torch.get_num_threads(),
         )  # fmt: skip
 
     def finished(self, block: Tensor, out: Tensor, target: Tensor, first: int, factors: Tensor, owns: Tensor) -> None:
@@ -102,10 +103,35 @@ class Kernels:
             _at(vectors), *vectors.shape, eager.SHORTEST, _at(length), _at(inverse), torch.get_num_threads()
         )
 
-    def project(self, gradient: Tensor, vectors: Tensor, inverse: Tensor, more: Tensor | None = None) -> None:
-        self.library.project(
-            _at(gradient), _at(vectors), *vectors.shape, _at(inverse), _at(more), torch.get_num_threads()
-        )
+    def project(self, gradient: Tensor, vectors: Tensor, inverse: Tensor, factor: float = 1.0) -> None:
+        self.library.project(_at(gradient), _at(vectors), *vectors.shape, _at(inverse), factor, torch.get_num_threads())
+
+    def owns(
+        self, block: Tensor, inverse_x: Tensor | None, inverse_w: Tensor | None, bias: Tensor | None, target: Tensor
+    ) -> Tensor:
+        own = block.new_empty(block.shape[0])
+        self.library.owns(_at(block), *block.shape, _at(inverse_x), _at(inverse_w), _at(bias), _at(target), _at(own))
+        return own
+
+    def losses(
+        self,
+        block: Tensor,
+        inverse_x: Tensor | None,
+        inverse_w: Tensor | None,
+        bias: Tensor | None,
+        target: Tensor,
+        scale: float,
+        rows: Rows,
+        shares: Tensor,
+        keep: bool,
+    ) -> float:
+        _held, pointers, steps = _rows(rows, block)
+        values = block.new_empty(block.shape[0])
+        total: float = self.library.losses(
+            _at(block), *block.shape, _at(inverse_x), _at(inverse_w), _at(bias), _at(target), scale, pointers, steps,
+            self.settings, _at(shares), shares.ndim, _at(values), keep, torch.get_num_threads(),
+        )  # fmt: skip
+        return total
 
 
 def _at(tensor: Tensor | None) -> int | None:
@@ -157,27 +183,12 @@ def common_or_none() -> Kernels | None:
     return _kernels(Key.of(CosFace(), 1))
 
 
-_refused: set[tuple[object, ...]] = set()
-
-
-def refused(similarity: Similarity) -> bool:
-    """Whether it is known to have no translation."""
-    if not _refused:
-        return False
-    try:
-        key = Key.of(similarity, 0)
-    except NoTranslation:
-        return True
-    return (key.kind, key.settings) in _refused
-
-
 @lru_cache(maxsize=256)
 def _kernels(key: Key) -> Kernels | None:
     try:
         source, settings = translate(key)
     except NoTranslation as reason:
         logger.info("%s runs in plain PyTorch: %s", key.kind.__name__, reason)
-        _refused.add((key.kind, key.settings))
         return None
     library = _compiled(source)
     return None if library is None else Kernels(library, settings)
@@ -185,7 +196,9 @@ def _kernels(key: Key) -> Kernels | None:
 
 def translate(key: Key) -> tuple[str, list[float]]:
     """C source with the similarity's functions in it, and the numbers that are its settings."""
-    functions = [trace.function(key, name, LANGUAGE) for name in trace.METHODS]
+    functions = {name: trace.function(key, name, LANGUAGE) for name in ("negative", "negative_slope")}
+    with contextlib.suppress(NoTranslation):
+        functions |= {name: trace.function(key, name, LANGUAGE) for name in ("positive", "positive_slope")}
     settings: list[float] = []
 
     def setting(found: re.Match[str]) -> str:
@@ -195,26 +208,22 @@ def translate(key: Key) -> tuple[str, list[float]]:
         settings.append(value)
         return f"setting{len(settings) - 1}"
 
-    bodies = []
-    for _, lines, result, _ in functions:
+    bodies = {}
+    for name, (_, lines, result, _) in functions.items():
         text = "".join(
             f"    {'int' if line.is_truth else 'float'} {line.name} = {line.expression};\n" for line in lines
         )
-        bodies.append(re.sub(r"#([^#]*)#", setting, f"{text}    return {result};\n"))
-    names = [f"row{k}" for k in range(key.num_rows)] + [f"setting{k}" for k in range(len(settings))]
-    values = [f"rows[{k}][i * steps[{k}]]" for k in range(key.num_rows)] + [
-        f"settings[{k}]" for k in range(len(settings))
+        bodies[name] = re.sub(r"#([^#]*)#", setting, f"{text}    return {result};\n")
+    values = {f"row{k}": f"rows[{k}][i * steps[{k}]]" for k in range(key.num_rows)}
+    values |= {f"setting{k}": f"settings[{k}]" for k in range(len(settings))}
+    macros = [
+        f"#define PARAMETERS {''.join(f', float {name}' for name in values)}",
+        f"#define ARGUMENTS {''.join(f', {name}' for name in values)}",
+        f"#define LOAD {' '.join(f'const float {name} = {value};' for name, value in values.items())}",
+        *(["#define HAS_POSITIVE"] if "positive_slope" in functions else []),
     ]
-    declared = "".join(f", float {name}" for name in names)
-    similarity = "\n".join(
-        f"static inline float {name}(float c{declared}) {{\n{body}}}\n"
-        for name, body in zip(trace.METHODS, bodies, strict=True)
-    )
-    macros = (
-        f"#define ARGUMENTS {''.join(f', {name}' for name in names)}\n"
-        f"#define LOAD {' '.join(f'const float {n} = {v};' for n, v in zip(names, values, strict=True))}\n"
-    )
-    return SOURCE.read_text().replace("/* SIMILARITY */", similarity + macros), settings
+    defined = [f"static inline float {name}(float c PARAMETERS) {{\n{body}}}" for name, body in bodies.items()]
+    return SOURCE.read_text().replace("/* SIMILARITY */", "\n".join((*macros, *defined))), settings
 
 
 @cache
@@ -243,14 +252,17 @@ def _compiled(source: str) -> ctypes.CDLL | None:
         return None
     p, long, real, integer = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
     for name, types in {
-        "forward": (p, long, long, p, p, p, p, long, real, p, p, p, p, p, integer, integer),
+        "forward": (p, long, long, p, p, p, long, real, p, p, p, p, p, integer, integer),
         "finished": (p, p, long, long, p, long, p, p, integer),
         "again": (p, long, long, p, p, p, long, real, p, p, p, p, p, p, integer),
         "lengths": (p, long, long, real, p, p, integer),
-        "project": (p, p, long, long, p, p, integer),
+        "project": (p, p, long, long, p, real, integer),
+        "owns": (p, long, long, p, p, p, p, p),
+        "losses": (p, long, long, p, p, p, p, real, p, p, p, p, long, p, integer, integer),
     }.items():
-        getattr(library_loaded, name).argtypes = types
-        getattr(library_loaded, name).restype = None
+        if name != "losses" or hasattr(library_loaded, name):
+            getattr(library_loaded, name).argtypes = types
+            getattr(library_loaded, name).restype = ctypes.c_double if name == "losses" else None
     return library_loaded
 
 

@@ -49,12 +49,17 @@ static inline float log2_(float x) {
 
 static inline float exp_(float x) { return exp2_(x * 1.44269504f); }
 static inline float log_(float x) { return log2_(x) * 0.693147181f; }
+/* log(1 + t) for t >= 0, as exact where 1 + t is 1. */
+static inline float log_of_1_plus(float t) {
+    float sum = 1.0f + t, rounded = sum - 1.0f;
+    return rounded == 0.0f ? t : log_(sum) * (t / rounded);
+}
 static inline float larger(float a, float b) { return a > b || a != a ? a : b; }
 static inline float smaller(float a, float b) { return a < b || a != a ? a : b; }
 
 /* SIMILARITY */
 
-#define PARALLEL(work) _Pragma(TEXT(omp parallel for schedule(static) num_threads(threads) if (work > 16384)))
+#define PARALLEL(work) _Pragma(TEXT(omp parallel for schedule(static) num_threads(threads) if (work > 8192)))
 #define TEXT(text) #text
 
 /* The cosines of a row: products by what the lengths of both sides leave of them, and a bias. */
@@ -65,42 +70,49 @@ static inline void finish(float *c, int m, float inverse_x, const float *inverse
         for (int j = 0; j < m; j++) c[j] += bias[j];
 }
 
-/* The largest logit of each row, its own class left out, and the sum of the exponentials relative to it. With keep, the
+/* From the cosines of a row to the largest logit, its own class left out, and the sum of the exponentials relative to
+it. With keep, the cosines become these exponentials times the slopes of N. */
+static inline void exponentials(float *c, int m, int own, float scale, int keep, float *largest, float *total PARAMETERS) {
+    float top = -FLT_MAX, sum = 0.0f;
+#pragma omp simd reduction(max : top)
+    for (int j = 0; j < m; j++) {
+        float similarity = j == own ? -FLT_MAX : negative(c[j] ARGUMENTS);
+        top = similarity > top ? similarity : top;
+    }
+    top = larger(top * scale, -FLT_MAX);
+    if (keep) {
+#pragma omp simd reduction(+ : sum)
+        for (int j = 0; j < m; j++) {
+            float power = exp2_(negative(c[j] ARGUMENTS) * scale - top);
+            power = j == own ? 0.0f : power;
+            sum += power;
+            c[j] = power * negative_slope(c[j] ARGUMENTS);
+        }
+    } else {
+#pragma omp simd reduction(+ : sum)
+        for (int j = 0; j < m; j++) {
+            float power = exp2_(negative(c[j] ARGUMENTS) * scale - top);
+            sum += j == own ? 0.0f : power;
+        }
+    }
+    *largest = top;
+    *total = sum;
+}
+
+/* Of each row the largest logit, its own class left out, and the sum of the exponentials relative to it. With keep, the
 block becomes these exponentials times the slopes of N and the inverse lengths of the class weights. */
-void forward(float *block, long n, long m, const float *inverse_x, const float *inverse_w, const float *bias,
-             const int64_t *target, long first, float scale, const float *const *rows, const long *steps,
-             const float *settings, float *tops, float *sums, int keep, int threads) {
+void forward(float *block, long n, long m, const float *inverse_w, const float *bias, const int64_t *target, long first,
+             float scale, const float *const *rows, const long *steps, const float *settings, float *tops, float *sums,
+             int keep, int threads) {
     PARALLEL(n * m)
     for (long i = 0; i < n; i++) {
         LOAD
-        float *c = block + i * m, top = -FLT_MAX, sum = 0.0f;
-        int size = (int)m, own = target[i] >= first && target[i] < first + m ? (int)(target[i] - first) : -1;
-        finish(c, size, inverse_x ? inverse_x[i] : 1.0f, inverse_w, bias);
-#pragma omp simd reduction(max : top)
-        for (int j = 0; j < size; j++) {
-            float similarity = j == own ? -FLT_MAX : negative(c[j] ARGUMENTS);
-            top = similarity > top ? similarity : top;
-        }
-        top = larger(top * scale, -FLT_MAX);
-        if (keep) {
-#pragma omp simd reduction(+ : sum)
-            for (int j = 0; j < size; j++) {
-                float power = exp2_(negative(c[j] ARGUMENTS) * scale - top);
-                power = j == own ? 0.0f : power;
-                sum += power;
-                c[j] = power * negative_slope(c[j] ARGUMENTS);
-            }
-            if (inverse_w)
-                for (int j = 0; j < size; j++) c[j] *= inverse_w[j];
-        } else {
-#pragma omp simd reduction(+ : sum)
-            for (int j = 0; j < size; j++) {
-                float power = exp2_(negative(c[j] ARGUMENTS) * scale - top);
-                sum += j == own ? 0.0f : power;
-            }
-        }
-        tops[i] = top;
-        sums[i] = sum;
+        float *c = block + i * m;
+        int own = target[i] >= first && target[i] < first + m ? (int)(target[i] - first) : -1;
+        finish(c, (int)m, 1.0f, inverse_w, bias);
+        exponentials(c, (int)m, own, scale, keep, tops + i, sums + i ARGUMENTS);
+        if (keep && inverse_w)
+            for (int j = 0; j < (int)m; j++) c[j] *= inverse_w[j];
     }
 }
 
@@ -150,9 +162,8 @@ void lengths(const float *vectors, long n, long d, float shortest, float *length
     }
 }
 
-/* From gradients in directions, divided by the vectors' lengths, to those in the vectors, and more along them. */
-void project(float *gradient, const float *vectors, long n, long d, const float *inverse, const float *more,
-             int threads) {
+/* From gradients in directions, divided by the vectors' lengths, to those in the vectors, all by a factor. */
+void project(float *gradient, const float *vectors, long n, long d, const float *inverse, float factor, int threads) {
     PARALLEL(n * d)
     for (long i = 0; i < n; i++) {
         float *g = gradient + i * d, along = 0.0f;
@@ -160,7 +171,66 @@ void project(float *gradient, const float *vectors, long n, long d, const float 
 #pragma omp simd reduction(+ : along)
         for (long k = 0; k < d; k++) along += g[k] * v[k];
         along *= inverse[i] * inverse[i];
-        if (more) along -= more[i];
-        for (long k = 0; k < d; k++) g[k] -= along * v[k];
+        for (long k = 0; k < d; k++) g[k] = factor * (g[k] - along * v[k]);
     }
 }
+
+/* The cosines to the rows' own classes. */
+void owns(const float *block, long n, long m, const float *inverse_x, const float *inverse_w, const float *bias,
+          const int64_t *target, float *own) {
+    for (long i = 0; i < n; i++) {
+        long j = target[i];
+        own[i] = block[i * m + j] * (inverse_x ? inverse_x[i] : 1.0f) * (inverse_w ? inverse_w[j] : 1.0f);
+        if (bias) own[i] += bias[j];
+    }
+}
+
+#ifdef HAS_POSITIVE
+#define TILE 16
+
+/* Where a block holds all classes: the sum of the rows' losses, each times its share. With keep, the block becomes the gradient of
+their sum in the products. */
+double losses(float *block, long n, long m, const float *inverse_x, const float *inverse_w, const float *bias,
+            const int64_t *target, float scale, const float *const *rows, const long *steps, const float *settings,
+            const float *shares, long share_step, float *values, int keep, int threads) {
+    PARALLEL(n * (m + 32)) /* a row costs some exponentials and logarithms besides */
+    for (long tile = 0; tile < n; tile += TILE) {
+        int size = n - tile < TILE ? (int)(n - tile) : TILE;
+        float cosine[TILE], top[TILE], sum[TILE], factor[TILE], own_factor[TILE];
+        for (int r = 0; r < size; r++) {
+            long i = tile + r;
+            LOAD
+            float *c = block + i * m;
+            int own = (int)target[i];
+            finish(c, (int)m, inverse_x ? inverse_x[i] : 1.0f, inverse_w, bias);
+            cosine[r] = c[own];
+            exponentials(c, (int)m, own, scale, keep, top + r, sum + r ARGUMENTS);
+        }
+#pragma omp simd
+        for (int r = 0; r < size; r++) {
+            long i = tile + r;
+            LOAD
+            float share = shares[i * share_step], by_row = inverse_x ? inverse_x[i] : 1.0f;
+            /* In powers of 2, by how much the other classes' logits exceed the own one's. */
+            float excess = top[r] + log2_(sum[r]) - scale * positive(cosine[r] ARGUMENTS), ratio = exp2_(-fabsf(excess));
+            float loss = log_of_1_plus(ratio) + 0.693147181f * larger(excess, 0.0f);
+            values[i] = share == 0.0f ? 0.0f : share * loss;
+            float pull = share * scale * 0.693147181f * by_row * (excess > 0.0f ? 1.0f : ratio) / (1.0f + ratio);
+            factor[r] = pull / larger(sum[r], FLT_MIN);
+            own_factor[r] = -pull * positive_slope(cosine[r] ARGUMENTS);
+        }
+        for (int r = 0; keep && r < size; r++) {
+            float *c = block + (tile + r) * m;
+            int own = (int)target[tile + r];
+            if (inverse_w)
+                for (int j = 0; j < (int)m; j++) c[j] *= factor[r] * inverse_w[j];
+            else
+                for (int j = 0; j < (int)m; j++) c[j] *= factor[r];
+            c[own] = inverse_w ? own_factor[r] * inverse_w[own] : own_factor[r];
+        }
+    }
+    double total = 0.0; /* in order: the same bits with any number of threads */
+    for (long i = 0; i < n; i++) total += values[i];
+    return total;
+}
+#endif

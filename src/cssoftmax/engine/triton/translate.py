@@ -45,7 +45,7 @@ def translate(similarity: Similarity, num_rows: int) -> str:
 def _translate(key: Key) -> str | NoTranslation:
     """The source, or why there is none: a failure costs a trace as well, so it is remembered too."""
     try:
-        return "\n\n".join(_function(key, name) for name in trace.METHODS)
+        return "\n\n".join(_function(key, name) for name in ("negative", "negative_slope"))
     except NoTranslation as reason:
         return reason
 
