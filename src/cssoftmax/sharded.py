@@ -304,7 +304,7 @@ class Sharded(SimilarityLoss):
             positive = scale * positive
             smooth = None
             if total is None:
-                nll = F.softplus(others - positive, threshold=chunked.STEEP)
+                nll = F.softplus(others - positive, threshold=rowwise.STEEP)
             else:
                 log_sum = torch.logaddexp(positive, others)
                 nll = log_sum - positive
