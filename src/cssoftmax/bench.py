@@ -380,7 +380,8 @@ def plot(measurements: Sequence[Measurement], title: str) -> bytes:
             known = [m for m in own if m.memory is not None]
             right.plot([m.shape.classes for m in known], [(m.memory or 0) / 2**20 for m in known], **style)
         for axes, name in ((left, "Forward and backward, ms"), (right, "Memory beyond inputs and gradients, MiB")):
-            axes.set(title=name, xlabel="classes C", xscale="log", yscale="log")
+            axes.set(title=name, xlabel="classes C", xscale="log")
+        left.set_yscale("log")
         right.set_yscale("symlog", linthresh=1)
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
         figure.suptitle(title, fontsize=10, x=0.01, ha="left")
