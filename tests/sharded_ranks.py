@@ -124,6 +124,26 @@ def equal(cases, shape=None, sample_rate=1.0):
             close(getattr(sharded, key), buffer, 1e-10, f"{name}: {key}")
 
 
+def kernels():
+    """The GPU's kernels, in Triton's interpreter and so in float32."""
+    for name, options, rate in (
+        ("cs-softmax", {"label_smoothing": 0.1, "weight": torch.linspace(0.5, 2.0, C)}, 1.0),
+        ("magface", {}, 0.999),
+    ):
+        whole = build(name, **options)
+        sharded = shard_loss(build(name, **options, implementation="triton"), line(), sample_rate=rate)
+        x, y = batch(1, ignored=True)
+        own = own_rows(1)
+        a, b = x.clone().requires_grad_(), x[own].clone().requires_grad_()
+        whole(a, y).sum().backward()
+        value = sharded(b, y[own])
+        value.sum().backward()
+        world = distributed.get_world_size()
+        factor = world if whole.reduction == "none" else 1
+        close(factor * sharded.weight.grad.full_tensor(), whole.weight.grad, 2e-5, f"{name}: gradient of the weights")
+        close(factor * b.grad, world * a.grad[own], 2e-5, f"{name}: gradient of the embeddings")
+
+
 def train(loss, steps, rows=None):
     """SGD with momentum."""
     optimizer = torch.optim.SGD(loss.parameters(), lr=0.02, momentum=0.9)

@@ -101,6 +101,7 @@ def test_what_else_a_loss_does_it_does_sharded(tmp_path):
         ("inference", "cs-softmax", {}),
         ("inference", "subcenter-arcface", {"sub_centers": 2}),
         ("double_backward",),
+        ("kernels",),
         ("half_precision",),
         ("with_network", False),
         ("with_network", True),

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from torch.optim.optimizer import Optimizer
 
 from cssoftmax import engine, functional
-from cssoftmax.engine import chunked, eager, rowwise
+from cssoftmax.engine import chunked, eager, rowwise, triton
 from cssoftmax.losses import SimilarityLoss
 from cssoftmax.similarity import CosFace, Similarity
 
@@ -89,8 +89,8 @@ def shard_loss(loss: L, mesh: DeviceMesh, *, sample_rate: float = 1.0) -> L:
         raise ValueError(f"sample_rate: {sample_rate} is outside (0, 1]")
     if isinstance(loss, Sharded):
         raise ValueError("loss: it is sharded already")
-    if loss.implementation not in ("auto", "eager", "chunked"):
-        raise ValueError(f"implementation: {loss.implementation!r} has no sharded form; 'eager' and 'chunked' have one")
+    if loss.implementation == "fused":
+        raise ValueError("implementation: 'fused' has no sharded form; 'eager', 'chunked' and 'triton' have one")
     if any(buffer.is_meta for buffer in loss.buffers()):
         raise ValueError('loss: its state is on the meta device; give device="meta" to the loss itself')
 
@@ -362,10 +362,16 @@ class Sharded(SimilarityLoss):
         largest, _ = self.ranks.bounds(self.num_classes, 1)
         large = len(x) * (largest or self.num_classes) > engine.SMALL
         empty = self._classes_of(self.ranks.number - 1)[0] == self.num_classes  # the last has none
-        picked = self.implementation == "chunked" or (self.implementation == "auto" and large)
-        plain = rowwise.suits(x, w.detach(), similarity, scale)
-        if picked and plain and self.sub_centers == 1 and not empty:
-            return partial(chunked.per_row, precision=self.precision)
+        name = self.implementation
+        if name == "auto":
+            name = "eager" if not large else "triton" if x.is_cuda and triton.INSTALLED else "chunked"
+        if self.sub_centers == 1 and not empty and not x.is_meta:
+            if name == "chunked" and rowwise.suits(x, w.detach(), similarity, scale):
+                return partial(chunked.per_row, precision=self.precision)
+            if name == "triton":
+                triton.check_runs(x.device)
+                if triton.suits(x, w.detach(), similarity, scale):
+                    return partial(_tiled, precision=self.precision)
         return partial(eager.per_row, sub_centers=self.sub_centers)
 
     def _draw(self, index: Tensor, classes: int) -> tuple[Tensor, Tensor]:
@@ -527,6 +533,12 @@ def _here(values: Tensor | None) -> Tensor:
     assert isinstance(values, DTensor)
     local: Tensor = values.to_local()
     return local.detach()
+
+
+def _tiled(*arguments: Any, precision: str) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Triton's kernels; what they cannot do, in plain PyTorch."""
+    found = partial(triton.per_row, precision=precision)(*arguments)
+    return eager.per_row(*arguments) if found is None else found
 
 
 def _at(values: Tensor | None, index: Tensor) -> Tensor | None:

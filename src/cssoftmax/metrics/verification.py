@@ -177,7 +177,7 @@ def far_threshold(impostors: Tensor, far: float) -> float:
     Raises:
         ValueError: ``impostors`` or ``far`` is not so.
 
-    >>> scores = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    >>> scores = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
     >>> threshold = far_threshold(scores, 0.25)
     >>> (scores >= threshold).tolist()
     [False, False, False, True]

@@ -54,13 +54,7 @@ def loss(
     Raises:
         RuntimeError: Triton is not installed, or the tensors are not on a GPU and Triton's interpreter is off.
     """
-    if not INSTALLED:
-        raise RuntimeError('implementation: "triton" needs the package triton; pip install "cssoftmax[gpu]"')
-    if embeddings.device.type != "cuda" and not _kernels().INTERPRETED.value:
-        raise RuntimeError(
-            f'implementation: "triton" needs tensors on a GPU, got {embeddings.device}; use "auto" '
-            "(or set TRITON_INTERPRET=1 before Python starts, for slow tests on a CPU)"
-        )
+    check_runs(embeddings.device)
     options: dict[str, Any] = {
         "scale": scale,
         "class_weight": class_weight,
@@ -69,13 +63,23 @@ def loss(
         "label_smoothing": label_smoothing,
     }
     value = None
-    if _suits(embeddings, weight, similarity, scale):
+    if suits(embeddings, weight, similarity, scale):
         run = _outside_graph if torch.compiler.is_compiling() else _tiled
         value = run(embeddings, weight, bias, target, similarity, precision=precision, **options)
     if value is None:
         dtype = torch.promote_types(torch.promote_types(embeddings.dtype, weight.dtype), torch.float32)
         value = eager.loss(embeddings.to(dtype), weight.to(dtype), bias, target, similarity, **options)
     return value
+
+
+def check_runs(device: torch.device) -> None:
+    if not INSTALLED:
+        raise RuntimeError('implementation: "triton" needs the package triton; pip install "cssoftmax[gpu]"')
+    if device.type != "cuda" and not _kernels().INTERPRETED.value:
+        raise RuntimeError(
+            f'implementation: "triton" needs tensors on a GPU, got {device}; use "auto" '
+            "(or set TRITON_INTERPRET=1 before Python starts, for slow tests on a CPU)"
+        )
 
 
 def _tiled(
@@ -98,34 +102,18 @@ def _tiled(
     smooth = None
     if label_smoothing:
         smooth = embeddings.new_ones(num_classes, dtype=torch.float32) if class_weight is None else class_weight.float()
-    tiles = _Tiles.of(embeddings.detach(), weight.detach(), index, similarity, smooth, precision)
-    own, norm, others, weighted = _Cosines.apply(embeddings, weight, bias, tiles)  # type: ignore[no-untyped-call]
-    rows = similarity.rows(own, norm, index)
-    try:
-        source = translate(similarity, len(rows))
-    except NoTranslation as reason:
-        warnings.warn(
-            f"{type(similarity).__name__}: {reason}; its loss runs in plain PyTorch, with the (N, C) matrix in memory",
-            stacklevel=3,
-        )
+    found = per_row(embeddings, weight, bias, index, similarity, scale, smooth, precision=precision)
+    if found is None:
         return None
-    tiles.functions = _kernels().compiled(source)
-    tiles.rows = torch.empty(1 + len(rows), len(embeddings), device=embeddings.device)
-    for place, row in zip(tiles.rows, (scale, *rows), strict=True):
-        place.copy_(row.detach()) if isinstance(row, Tensor) else place.fill_(row)
-    tiles.log_sum, weighted_sum = _negatives(
-        embeddings.detach(), weight.detach(), None if bias is None else bias.detach(), tiles
-    )
-    # What ``_Cosines`` gave are zeros that lead to its backward pass.
-    others, weighted = others + tiles.log_sum, weighted + weighted_sum
-
-    positive = scale * similarity.positive(own, rows)
+    positive, others, weighted = found
+    positive = scale * positive
     value = F.softplus(others - positive, threshold=STEEP)
     valid = target != ignore_index
     share = valid.float() if class_weight is None else class_weight.float()[index] * valid
     if smooth is not None:
         # Each class's share of log(sum) - logit: log(sum) is positive + value.
-        weighted = scale * weighted + smooth[index] * positive
+        assert weighted is not None
+        weighted = weighted + smooth[index] * positive
         uniform = (smooth.sum() * (positive + value) - weighted) * (label_smoothing / num_classes)
         value = torch.where(valid, (1 - label_smoothing) * share * value + uniform, 0)
     else:
@@ -135,13 +123,50 @@ def _tiled(
     return value.sum() if reduction == "sum" else value.sum() / share.sum()
 
 
+def per_row(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    index: Tensor,
+    similarity: Similarity,
+    scale: float | Tensor,
+    shares: Tensor | None,
+    part: eager.Part | None = None,
+    precision: str = "float32",
+) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """What the loss of each row needs, (N,), as :func:`cssoftmax.engine.chunked.per_row`; None, after a warning, for a
+    similarity that has no translation."""
+    tiles = _Tiles.of(x.detach(), w.detach(), index, similarity, shares, precision)
+    tiles.is_part = part is not None
+    own, norm, others, weighted = _Cosines.apply(x, w, bias, tiles)  # type: ignore[no-untyped-call]
+    if part is not None:
+        own, index = part.add_up(own), part.target
+    rows = similarity.rows(own, norm, index)
+    try:
+        source = translate(similarity, len(rows))
+    except NoTranslation as reason:
+        warnings.warn(
+            f"{type(similarity).__name__}: {reason}; its loss runs in plain PyTorch, with the (N, C) matrix in memory",
+            stacklevel=4,
+        )
+        return None
+    tiles.functions = _kernels().compiled(source)
+    tiles.rows = torch.empty(1 + len(rows), len(x), device=x.device)
+    for place, row in zip(tiles.rows, (scale, *rows), strict=True):
+        place.copy_(row.detach()) if isinstance(row, Tensor) else place.fill_(row)
+    tiles.log_sum, weighted_sum = _negatives(x.detach(), w.detach(), None if bias is None else bias.detach(), tiles)
+    # What ``_Cosines`` gave are zeros that lead to its backward pass.
+    total = None if shares is None else scale * (weighted + weighted_sum)
+    return similarity.positive(own, rows), others + tiles.log_sum, total
+
+
 @_disable_dynamo
 def _outside_graph(*arguments: Any, **options: Any) -> Tensor | None:
     """``_tiled`` for a caller under ``torch.compile``: one break of its graph, for sources made while it runs."""
     return _tiled(*arguments, **options)
 
 
-def _suits(embeddings: Tensor, weight: Tensor, similarity: Similarity, scale: float | Tensor) -> bool:
+def suits(embeddings: Tensor, weight: Tensor, similarity: Similarity, scale: float | Tensor) -> bool:
     """Whether the kernels can do it: plain tensors, constant factors, no transform at work."""
     plain = (Tensor, torch.nn.Parameter)
     half = (torch.float32, torch.bfloat16, torch.float16)
@@ -180,6 +205,7 @@ class _Tiles:
     functions: tuple[Any, Any] = (None, None)
     rows: Tensor | None = None
     log_sum: Tensor | None = None
+    is_part: bool = False  # of all classes
 
     @classmethod
     def of(
@@ -250,6 +276,8 @@ class _Cosines(torch.autograd.Function):
         left, right, bias = ctx.saved_tensors
         tiles, needed = ctx.tiles, ctx.needs_input_grad
         if torch.is_grad_enabled():  # the gradients will be differentiated themselves
+            if tiles.is_part:
+                raise RuntimeError('implementation: a sharded head has gradients of gradients with "eager" only')
             upstream = (own_grad, norm_grad, log_sum_grad, weighted_sum_grad)
             return *_eager_gradients((left, right, bias), needed, upstream, tiles), None
         pull = (log_sum_grad.contiguous(), weighted_sum_grad.contiguous(), own_grad.contiguous())

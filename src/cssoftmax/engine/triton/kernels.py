@@ -151,20 +151,21 @@ def _finish(grad, right, place, inside, out, total, along, inverse, D, PROJECT: 
 @triton.jit
 def own_kernel(left, right, left_inverse, right_inverse, bias, target, own, N, D,
                BIAS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
-    """The cosine of each row to its own class, (N,)."""
+    """The cosine of each row to its own class, (N,); 0 where that is none of these, -1."""
     i = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = i < N
     y = tl.load(target + i, mask=inside, other=0)
+    here = inside & (y >= 0)
     total = tl.full((BLOCK_N,), 0.0, tl.float32)
     for start in range(0, D, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
-        mask = inside[:, None] & (d < D)[None, :]
+        mask = here[:, None] & (d < D)[None, :]
         x = tl.load(left + i.to(tl.int64)[:, None] * D + d[None, :], mask=mask, other=0.0)
         w = tl.load(right + y[:, None] * D + d[None, :], mask=mask, other=0.0)
         total += tl.sum(x.to(tl.float32) * w.to(tl.float32), axis=1)
-    total *= tl.load(left_inverse + i, mask=inside, other=0.0) * tl.load(right_inverse + y, mask=inside, other=0.0)
+    total *= tl.load(left_inverse + i, mask=here, other=0.0) * tl.load(right_inverse + y, mask=here, other=0.0)
     if BIAS:
-        total += tl.load(bias + y, mask=inside, other=0.0)
+        total += tl.load(bias + y, mask=here, other=0.0)
     tl.store(own + i, total, mask=inside)
 
 
