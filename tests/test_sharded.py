@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import socket
+import subprocess
 import sys
 import time
 from itertools import pairwise
@@ -161,6 +162,11 @@ def test_ranks_that_wait_for_one_that_died_say_so(tmp_path):
     failed = run(3, tmp_path, ("lonely",))
     assert failed.keys() == {0, 1} and time.monotonic() - began < 50
     assert all("a rank of the sharded loss no longer answers" in text for text in failed.values())
+
+
+def test_the_page_on_scaling_says_what_was_measured_and_what_the_model_computes():
+    check = [sys.executable, str(Path(__file__).parent.parent / "tools" / "render_scaling.py"), "--check"]
+    assert subprocess.run(check).returncode == 0
 
 
 def test_what_cannot_be_sharded_is_named():

@@ -47,7 +47,22 @@ def tables() -> dict[str, str]:
         "`results/scaling/head.json`. The machine has 2 cores and did other work as well, which the clock includes: "
         "with 4 processes on 2 cores it says nothing."
     )
-    return {"machine": machine, "head": "\n".join(lines), "sampling": "\n".join(drawn), "model": scaling_model.text()}
+    evaluation = json.loads((ROOT / "results/scaling/evaluation.json").read_text())
+    measures = [
+        f"{evaluation['samples']:,} samples, {evaluation['classes']} classes, D = {evaluation['embedding_size']}; "
+        f"{evaluation['processor']}; `{evaluation['command']}`:",
+        "",
+        "| measure | seconds of computing |",
+        "|---|--:|",
+        *(f"| `{run['what']}` | {run['cpu_seconds']:.0f} |" for run in evaluation["runs"]),
+    ]
+    return {
+        "evaluation": "\n".join(measures),
+        "machine": machine,
+        "head": "\n".join(lines),
+        "sampling": "\n".join(drawn),
+        "model": scaling_model.text(),
+    }
 
 
 def rendered(page: str) -> str:

@@ -138,12 +138,22 @@ def whole_head() -> list[str]:
     ]
 
 
+def one_gpu() -> list[str]:
+    """What one H200 holds: weights, gradient and momentum in bfloat16 (6 bytes), or in float32."""
+    lines = ["| one H200, D = 512, 128 rows | bfloat16 | float32 |", "|---|--:|--:|"]
+    for name, copied in (("all classes", 0.0), ("a tenth drawn", 0.1)):
+        limits = [ROOM * MEMORY / (SIZE * width * (3 + 2 * copied)) for width in (2, 4)]
+        lines.append(f"| {name} | " + " | ".join(amount(limit) for limit in limits) + " |")
+    return lines
+
+
 def text() -> str:
     parts = (
         ("All classes in every step", table(1.0)),
         ("A tenth of the classes drawn (`sample_rate=0.1`)", table(0.1)),
         ("Where it stops scaling", limits()),
         ("Beside Partial FC", whole_head()),
+        ("Most classes of one GPU, by memory", one_gpu()),
     )
     return "\n\n".join(f"**{title}**\n\n" + "\n".join(lines) for title, lines in parts)
 

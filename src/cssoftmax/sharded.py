@@ -397,7 +397,7 @@ class Sharded(SimilarityLoss):
         with torch.no_grad(), functional.no_autocast(embeddings.device.type):
             directions, norm = eager.normalize(embeddings)
             w, _ = self._whole_classes(embeddings)
-            here, row = self._here(target)
+            here, row = self._here(target.where(target != self.ignore_index, -1))
             found = (directions[here] * eager.normalize(w[row])[0]).sum(1)
             own = self._over_classes(norm.new_zeros(len(norm)).index_put((here,), found))
             counts = (target != self.ignore_index) & own.isfinite() & norm.isfinite()
@@ -467,7 +467,7 @@ class Sharded(SimilarityLoss):
     def _here(self, target: Tensor) -> tuple[Tensor, Tensor]:
         """The rows whose own class is here, and where: among the classes here, not among all."""
         first, last = self._classes_of(self.ranks.rank)
-        here = ((target >= first) & (target < last) & (target != self.ignore_index)).nonzero().squeeze(1)
+        here = ((target >= first) & (target < last)).nonzero().squeeze(1)
         return here, target[here] - first
 
     def _whole_classes(self, like: Tensor) -> tuple[Tensor, Tensor | None]:
