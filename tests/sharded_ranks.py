@@ -243,8 +243,8 @@ def unbiased():
     torch.manual_seed(distributed.get_rank())
     with torch.no_grad():
         exact = loss(x, y)[own].expm1()
-        sums = torch.stack([sharded(x[own], y[own]).expm1() for _ in range(200)])
-        error = (sums.mean(0) - exact) / (sums.std(0) / 200**0.5)
+        sums = torch.stack([sharded(x[own], y[own]).expm1() for _ in range(120)])
+        error = (sums.mean(0) - exact) / (sums.std(0) / 120**0.5)
         assert sums.std(0).min() > 0 and error.abs().max() < 4.5, error
         assert torch.allclose(sharded.eval()(x[own], y[own]), loss(x, y)[own])  # evaluation draws nothing
 
