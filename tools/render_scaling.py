@@ -59,8 +59,8 @@ def tables() -> dict[str, str]:
             for run in evaluation["runs"]
         ),
         "",
-        f"FAISS found {evaluation['runs'][-1]['value']['search_recall']:.0%} of the nearest here: classes of thousands\n"
-        "suit its cells least, and it was slower, too. It is for many small classes.",
+        f"FAISS found {evaluation['runs'][-1]['value']['search_recall']:.0%} of the nearest here: classes of\n"
+        "thousands suit its cells least, and it was slower, too. It is for many small classes.",
     ]
     return {
         "evaluation": "\n".join(measures),
