@@ -51,7 +51,7 @@ def test_predict_says_class_and_cosine_and_where_the_threshold_is_from(command, 
     assert all((row["class"] is None) == (row["cosine"] < row["threshold"]) for row in rows)
     code, out, err = command("predict", "run", "photos/day", "--quiet")
     assert (code, err) == (0, "")
-    code, out, err = command("predict", "run", "photos/day/0.png", "--unknown", "photos/night")
+    code, out, err = command("predict", "run", "photos/day/0.png", "--unknown", "photos/night", "--far", "0.01")
     assert "1 % of 12 samples that were given as unknown" in err and "12 are too few to hold 1 %" in err
 
 

@@ -46,7 +46,7 @@ from cssoftmax.embedder import Embedder
 
 embedder = Embedder.load("RUN")  # this folder, its exported file, or hf:OWNER/NAME
 vectors = embedder.embed(["one.file", "another.file"])  # of length one: inner products are cosines
-predictions = embedder.predict(["one.file"], far=0.01)  # the class, or None where it seems to be of none
+predictions = embedder.predict(["one.file"], far=0.05)  # the class, or None where it seems to be of none
 ```
 
 ## Measures

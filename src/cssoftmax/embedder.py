@@ -142,7 +142,7 @@ class Embedder:
         self,
         items: Sequence[Raw],
         *,
-        far: float = 0.01,
+        far: float = 0.05,
         sample_rate: int | None = None,
         batch_size: int = 256,
     ) -> list[Prediction]:
@@ -197,7 +197,7 @@ class Embedder:
         pairs = self.calibration.scores["pair"] if self.calibration else torch.zeros(0)
         self.calibration = Calibration("given", {"class": cosines.cpu(), "pair": pairs})
 
-    def threshold(self, far: float = 0.01, decision: Decision = "class") -> float:
+    def threshold(self, far: float, decision: Decision = "class") -> float:
         """The cosine from which :meth:`predict` ("class") or :meth:`verify` ("pair") accepts.
 
         Args:

@@ -64,21 +64,20 @@ def export(embedder: Embedder, path: Path, format: Format = "onnx") -> float:
     if format not in get_args(Format):
         raise JobError(f"format: {format!r} is not one of {', '.join(get_args(Format))}")
     writers = {"onnx": _onnx, "torch-export": _torch_export, "safetensors": _safetensors}
-    embedder.model.cpu().eval()
-    module = Exported(embedder.model).eval()
-    with tempfile.TemporaryDirectory() as folder:
-        aside = Path(folder) / f"model{SUFFIXES[format]}"
-        try:
-            run = writers[format](embedder, module, aside)
-        except ImportError as error:
-            raise JobError(
-                f"format: {format} needs {error.name}, which is not installed; `pip install 'cssoftmax[export]'`"
-            ) from error
-        difference = _difference(module, run, embedder.preprocessing)
-        if not difference <= TOLERANCE:
-            raise JobError(f"{path}: not written, its outputs differ from PyTorch's by {difference:.1e}")
+    module = Exported(embedder.model.cpu().eval()).eval()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            aside = Path(folder) / f"model{SUFFIXES[format]}"
+            difference = _difference(module, writers[format](embedder, module, aside), embedder.preprocessing)
+            if not difference <= TOLERANCE:
+                raise JobError(f"{path}: not written, its outputs differ from PyTorch's by {difference:.1e}")
+            files.write_bytes(path, aside.read_bytes())
+    except ImportError as error:
+        raise JobError(
+            f"format: {format} needs {error.name}, which is not installed; `pip install 'cssoftmax[export]'`"
+        ) from error
+    finally:
         embedder.model.to(embedder.device)
-        files.write_bytes(path, aside.read_bytes())
     return difference
 
 
@@ -246,7 +245,7 @@ def _not_exportable(error: Exception) -> JobError:
 def _quiet() -> Iterator[None]:
     """The exporters talk of their own insides."""
     level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")

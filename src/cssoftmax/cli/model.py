@@ -75,7 +75,7 @@ def embed(
 def predict(
     run: Run,
     files: Files,
-    far: Far = 0.01,
+    far: Far = 0.05,
     unknown: Annotated[
         Path | None, typer.Option(help="A folder of samples of no known class, to set the threshold on.")
     ] = None,
