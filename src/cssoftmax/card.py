@@ -41,7 +41,7 @@ embeddings of one class close together and those of different classes far apart.
 
 ## Use
 
-```python notest
+```python
 from cssoftmax.embedder import Embedder
 
 embedder = Embedder.load("RUN")  # this folder, its exported file, or hf:OWNER/NAME
