@@ -25,7 +25,7 @@ types: $(VENV)/test.stamp
 
 # The documentation, into site/: it works from disk, without a network.
 docs: $(VENV)/test.stamp
-	$(BIN)/mkdocs build --quiet --site-dir site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --site-dir site
 	@echo "documentation: site/index.html"
 
 pictures: $(VENV)/test.stamp
