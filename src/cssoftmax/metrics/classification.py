@@ -4,7 +4,6 @@ import sklearn.metrics
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 from cssoftmax.metrics._checks import logits_and_labels, positive
 
@@ -73,6 +72,9 @@ def expected_calibration_error(logits: Tensor, target: Tensor, bins: int = 15) -
     >>> round(expected_calibration_error(even, torch.tensor([0, 0, 0, 0])), 4)
     0.5
     """
+    # Imported here: it takes seconds, and no command but those that measure needs it.
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
     scores, classes = logits_and_labels(logits, target)
     positive(bins, "bins")
     if scores.shape[1] == 1:
