@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTHON := python3
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint types docs pictures results results-gpu results-table clean
+.PHONY: demo test lint types docs pictures results results-gpu results-table bench bench-gpu clean
 
 demo: $(VENV)/train.stamp
 	@rm -rf runs/demo
@@ -33,6 +33,22 @@ pictures: $(VENV)/test.stamp
 
 results-table: $(VENV)/test.stamp
 	$(BIN)/python tools/render_tables.py
+
+# What the loss costs on this machine, beside others: about 15 minutes; the files are in results/bench/.
+bench: $(VENV)/test.stamp
+	$(BIN)/cssoftmax bench head --output results/bench
+	$(BIN)/cssoftmax bench head --classes 100000 --batch-size 1024 --repeats 3 --output results/bench
+	$(BIN)/cssoftmax bench step --output results/bench
+
+# The same on an NVIDIA GPU, unattended, with liger-kernel and cut-cross-entropy where they are installed; the kernels
+# are first checked against the float64 reference there.
+bench-gpu: $(VENV)/test.stamp
+	TRITON_INTERPRET=0 $(BIN)/pytest tests/engine/test_triton.py
+	$(BIN)/cssoftmax bench head --device cuda --output results/bench-gpu
+	$(BIN)/cssoftmax bench head --device cuda --dtype bfloat16 --output results/bench-gpu/bf16
+	$(BIN)/cssoftmax bench head --device cuda --dtype bfloat16 --batch-size 8192 --embedding-size 512 \
+		--classes 1000000 --output results/bench-gpu/large
+	$(BIN)/cssoftmax bench step --device cuda --output results/bench-gpu
 
 # Hours on a CPU; interrupted, it goes on where it stopped. DATA is a folder with the data sets, or empty for the hub.
 results: $(VENV)/train.stamp

@@ -46,4 +46,28 @@ def test_memory_is_what_a_step_needs_beyond_inputs_and_gradients():
     ours = bench.memory("CS-Softmax, chunked", shape, "cpu", torch.float32)
     if plain is None or ours is None:
         pytest.skip("this system does not tell the memory of a process")
-    assert plain > 2 * 4 * 64 * 300_000 > ours
+    assert plain[0] > 2 * 4 * 64 * 300_000 > ours[0]
+    assert ours[0] + 2 * 4 * 8 * 300_000 < ours[1]
+
+
+def test_a_second_run_adds_its_shapes_to_the_first(tmp_path):
+    for classes in ("5", "7", "5"):
+        options = ["--head", "CS-Softmax", "--classes", classes, "--output", str(tmp_path)]
+        assert CliRunner().invoke(app, [*TINY, *options]).exit_code == 0
+    setting, found = bench.read(tmp_path / "head.json")
+    assert [m.shape.classes for m in found] == [5, 7] and len(setting["commands"]) >= 1
+
+
+def test_a_training_step_with_either_loss_is_measured(tmp_path):
+    options = ["--network", "lenet", "--classes", "4", "--batch-size", "2", "--turns", "3", "--quiet"]
+    result = CliRunner().invoke(app, ["bench", "step", *options, "--output", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    steps = json.loads((tmp_path / "step.json").read_text())["steps"]
+    assert [(step["loss"], step["turns"]) for step in steps] == [("softmax", 3), ("cs-softmax", 3)]
+    assert steps[0]["ratio"] == 1 and steps[1]["seconds"] > 0
+    assert "| cs-softmax |" in (tmp_path / "step.md").read_text()
+
+
+def test_a_network_that_does_not_exist_is_named(tmp_path):
+    result = CliRunner().invoke(app, ["bench", "step", "--network", "tower", "--output", str(tmp_path)])
+    assert result.exit_code == 1 and "'tower' is not one of" in result.output

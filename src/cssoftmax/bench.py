@@ -5,6 +5,7 @@ process of its own: the highest resident size, less that before the step, less t
 """
 
 import importlib.util
+import json
 import platform
 import statistics
 import subprocess
@@ -24,6 +25,7 @@ from torch.nn import functional as F
 from cssoftmax import __version__, files, processor
 from cssoftmax.engine import ENGINES, products, triton
 from cssoftmax.losses import CosFaceLoss, CSSoftmaxLoss, SimilarityLoss, SoftmaxLoss
+from cssoftmax.networks import NETWORKS
 
 BASELINE = "Linear + CE"
 # Seconds of turns at one shape, at least three of them.
@@ -46,7 +48,11 @@ class Shape:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Of one head at one shape; ``limit`` is the share of the fastest rate at which its three products can be made."""
+    """Of one head at one shape.
+
+    ``limit`` is the share of the fastest rate at which its three products can be made, ``memory`` the bytes beyond
+    inputs, class weights and gradients, ``process`` all that the process (or the GPU) held at once.
+    """
 
     head: str
     shape: Shape
@@ -54,6 +60,7 @@ class Measurement:
     turns: int
     limit: float
     memory: int | None = None
+    process: int | None = None
 
 
 def heads(device: str) -> dict[str, Head]:
@@ -164,6 +171,8 @@ def head(
 ) -> list[Measurement]:
     """Measures the heads at each shape; writes head.json, head.md and head.png into a folder after every shape.
 
+    What an earlier run on the same processor with the same versions found at other shapes stays in the files.
+
     Args:
         names: which heads, of :func:`heads`; all of them by default.
         repeats: turns at each shape; None takes as many as go into 10 seconds, at least 3.
@@ -177,18 +186,42 @@ def head(
     names = names or list(available)
     setting = describe(device, command)
     found: list[Measurement] = []
+    setting, earlier = _earlier(output / "head.json", setting, shapes)
     total = len(shapes) * (len(names) + 1)
     for number, shape in enumerate(shapes):
         done = number * (len(names) + 1)
         timed = measure(shape, names, device, dtype, repeats, lambda text, done=done: watch(done, total, text))  # type: ignore[misc]
         for place, measurement in enumerate(timed):
             watch(done + 1 + place, total, f"{shape}: memory of {measurement.head}")
-            found.append(replace(measurement, memory=memory(measurement.head, shape, device, dtype)))
-        files.write_json(output / "head.json", setting | {"measurements": [asdict(m) for m in found]})
-        files.write_bytes(output / "head.md", markdown(found, setting).encode())
-        files.write_bytes(output / "head.png", plot(found, setting["processor"]))
+            beyond, process = memory(measurement.head, shape, device, dtype) or (None, None)
+            found.append(replace(measurement, memory=beyond, process=process))
+        everything = sorted([*earlier, *found], key=lambda m: (m.shape.classes, m.shape.rows))
+        files.write_json(output / "head.json", setting | {"measurements": [asdict(m) for m in everything]})
+        files.write_bytes(output / "head.md", markdown(everything, setting).encode())
+        files.write_bytes(output / "head.png", plot(everything, setting["processor"]))
     watch(total, total, "")
     return found
+
+
+def read(path: Path) -> tuple[dict[str, Any], list[Measurement]]:
+    """The setting and the measurements of a head.json."""
+    setting = json.loads(path.read_text())
+    rows = setting.pop("measurements")
+    return setting, [Measurement(**row | {"shape": Shape(**row["shape"])}) for row in rows]
+
+
+def _earlier(path: Path, setting: dict[str, Any], shapes: Sequence[Shape]) -> tuple[dict[str, Any], list[Measurement]]:
+    """The setting with the commands of earlier runs that it can stand beside, and what these found at other shapes."""
+    if not path.exists():
+        return setting, []
+    try:
+        before, found = read(path)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not the file of a measurement ({error}); take another --output") from None
+    if any(before.get(key) != setting[key] for key in setting if key != "commands"):
+        return setting, []
+    commands = list(dict.fromkeys([*before["commands"], *setting["commands"]]))
+    return setting | {"commands": commands}, [m for m in found if m.shape not in shapes]
 
 
 def measure(
@@ -248,6 +281,7 @@ def _fits(name: str, shape: Shape, device: str) -> bool:
     copies = {"pytorch-metric-learning CosFace": 12, "pytorch-metric-learning ArcFace": 12, "CS-Softmax, eager": 12}
     copies |= {
         "CS-Softmax, fused": 8,
+        "CS-Softmax, compiled": 2,
         "torch.compile(CS-Softmax)": 6,
         BASELINE: 4,
         "F.linear_cross_entropy": 4,
@@ -279,8 +313,11 @@ def matmul_rate(shape: Shape, device: str, dtype: torch.dtype) -> float:
     return 6 * shape.rows * shape.features * classes / best
 
 
-def memory(name: str, shape: Shape, device: str, dtype: torch.dtype) -> int | None:
-    """Bytes at the highest point of a step, beyond inputs, class weights and their gradients; None if not known."""
+def memory(name: str, shape: Shape, device: str, dtype: torch.dtype) -> tuple[int, int] | None:
+    """Bytes at the highest point of a step: beyond inputs, class weights and their gradients, and in all.
+
+    None if the system does not tell, or the head does not fit.
+    """
     if not _fits(name, shape, device):
         return None
     if device == "cpu" and not Path("/proc/self/clear_refs").exists():
@@ -291,10 +328,13 @@ def memory(name: str, shape: Shape, device: str, dtype: torch.dtype) -> int | No
         capture_output=True,
         text=True,
     )
-    return int(run.stdout) if run.returncode == 0 else None
+    if run.returncode != 0:
+        return None
+    beyond, process = map(int, run.stdout.split())
+    return beyond, process
 
 
-def _memory_here(name: str, shape: Shape, device: str, dtype: torch.dtype) -> int:
+def _memory_here(name: str, shape: Shape, device: str, dtype: torch.dtype) -> tuple[int, int]:
     small = replace(shape, classes=min(shape.classes, 2))
     x, w, y = problem(small, device, dtype)
     heads(device)[name](x, w, y)().backward()  # type: ignore[no-untyped-call]
@@ -306,11 +346,13 @@ def _memory_here(name: str, shape: Shape, device: str, dtype: torch.dtype) -> in
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         step().backward()  # type: ignore[no-untyped-call]
-        return max(0, torch.cuda.max_memory_allocated() - before - gradients)
+        highest = torch.cuda.max_memory_allocated()
+        return max(0, highest - before - gradients), highest
     before = _resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the highest resident size so far
     step().backward()  # type: ignore[no-untyped-call]
-    return max(0, _resident("VmHWM") - before - gradients)
+    highest = _resident("VmHWM")
+    return max(0, highest - before - gradients), highest
 
 
 def _resident(field: str) -> int:
@@ -323,7 +365,7 @@ def describe(device: str, command: str) -> dict[str, Any]:
     names = ("pytorch_metric_learning", "liger_kernel", "cut_cross_entropy", "triton")
     peers = [name for name in names if importlib.util.find_spec(name)]
     return {
-        "command": command,
+        "commands": [command],
         "processor": processor.describe(device),
         "matmul": products.LIBRARY or products.fastest(),
         "versions": {
@@ -335,28 +377,107 @@ def describe(device: str, command: str) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Step:
+    """A whole training step of a network with one loss; ``ratio`` is the median, over turns, to softmax's."""
+
+    loss: str
+    seconds: float
+    ratio: float
+    turns: int
+
+
+def step(
+    network: str,
+    classes: int,
+    batch_size: int,
+    output: Path,
+    *,
+    image_size: int = 32,
+    turns: int = 20,
+    device: str = "cpu",
+    command: str = "",
+    watch: Callable[[int, int, str], None] = lambda done, total, text: None,
+) -> list[Step]:
+    """Times a training step (forward, loss, backward, SGD) of a network on images with softmax and with CS-Softmax.
+
+    Both take turns, each first in every other one. Writes step.json and step.md.
+    """
+    if network not in NETWORKS:
+        raise ValueError(f"network: {network!r} is not one of {', '.join(NETWORKS)}")
+    torch.manual_seed(0)
+    images = torch.randn(batch_size, 3, image_size, image_size, device=device)
+    labels = torch.randint(classes, (batch_size,), device=device)
+    size = 512
+    runs: dict[str, Callable[[], float]] = {}
+    for family in (SoftmaxLoss, CSSoftmaxLoss):
+        torch.manual_seed(0)
+        backbone, loss = NETWORKS[network](3, size).to(device), family(size, classes).to(device)
+        optimizer = torch.optim.SGD([*backbone.parameters(), *loss.parameters()], lr=0.01, momentum=0.9)
+
+        def once(backbone: Any = backbone, loss: Any = loss, optimizer: Any = optimizer) -> float:
+            _wait(images)
+            start = time.perf_counter()
+            optimizer.zero_grad()
+            loss(backbone(images), labels).backward()
+            optimizer.step()
+            _wait(images)
+            return time.perf_counter() - start
+
+        runs["softmax" if family is SoftmaxLoss else "cs-softmax"] = once
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(-1, turns):
+        watch(turn + 1, turns + 1, f"{network}: turn {turn + 1}" if turn >= 0 else f"{network}: warming up")
+        for name in list(runs)[:: 1 if turn % 2 else -1]:
+            value = runs[name]()
+            if turn >= 0:
+                seconds[name].append(value)
+    watch(turns + 1, turns + 1, "")
+    base = seconds["softmax"]
+    found = [
+        Step(name, statistics.median(own), statistics.median(a / b for a, b in zip(own, base, strict=True)), turns)
+        for name, own in seconds.items()
+    ]
+    setting = describe(device, command)
+    title = f"{network}, {batch_size} images of {image_size} x {image_size}, D = {size}, C = {classes:,}"
+    files.write_json(output / "step.json", setting | {"title": title, "steps": [asdict(one) for one in found]})
+    lines = [f"{title}; {setting['processor']}; `{command}`", "", *_rows(step_table(found))]
+    files.write_bytes(output / "step.md", ("\n".join(lines) + "\n").encode())
+    return found
+
+
+def step_table(found: Sequence[Step]) -> Iterator[tuple[str, ...]]:
+    yield ("loss", "ms a step", "x softmax", "turns")
+    for one in found:
+        yield (one.loss, f"{1000 * one.seconds:.1f}", f"{one.ratio:.3f}", str(one.turns))
+
+
 def table(measurements: Sequence[Measurement]) -> Iterator[tuple[str, ...]]:
     """A header and a row for each measurement: time, over the baseline's, share of the matmul limit, memory."""
-    yield ("N", "D", "C", "head", "ms", "x Linear + CE", "of matmul rate", "extra MiB")
+    yield ("N", "D", "C", "head", "ms", "x Linear + CE", "of matmul rate", "extra MiB", "process MiB")
     base = {m.shape: m.seconds for m in measurements if m.head == BASELINE}
     for m in measurements:
         ratio = f"{m.seconds / base[m.shape]:.2f}" if m.shape in base else "-"
-        extra = "-" if m.memory is None else f"{m.memory / 2**20:.0f}"
+        extra, process = ("-" if size is None else f"{size / 2**20:,.0f}" for size in (m.memory, m.process))
         sizes = (f"{m.shape.rows:,}", f"{m.shape.features:,}", f"{m.shape.classes:,}")
-        yield (*sizes, m.head, f"{1000 * m.seconds:.2f}", ratio, f"{m.limit:.0%}", extra)
+        yield (*sizes, m.head, f"{1000 * m.seconds:.2f}", ratio, f"{m.limit:.0%}", extra, process)
 
 
 def markdown(measurements: Sequence[Measurement], setting: dict[str, Any]) -> str:
-    header, *rows = table(measurements)
     versions = ", ".join(f"{name} {value}" for name, value in setting["versions"].items())
     lines = [
-        f"`{setting['command']}`, {setting['processor']}; {versions}; float32 products by {setting['matmul']}.",
+        f"{setting['processor']}; {versions}; float32 products by {setting['matmul']}.",
+        *(f"`{command}`" for command in setting["commands"]),
         "",
-        "| " + " | ".join(header) + " |",
-        "|" + "---|" * len(header),
-        *("| " + " | ".join(row) + " |" for row in rows),
+        *_rows(table(measurements)),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _rows(table: Iterator[tuple[str, ...]]) -> list[str]:
+    """A Markdown table, its first row the header."""
+    header, *rows = ("| " + " | ".join(row) + " |" for row in table)
+    return [header, "|" + "---|" * (header.count("|") - 1), *rows]
 
 
 def plot(measurements: Sequence[Measurement], title: str) -> bytes:
@@ -392,4 +513,4 @@ def plot(measurements: Sequence[Measurement], title: str) -> bytes:
 
 if __name__ == "__main__":
     name, *sizes, device, kind = sys.argv[1:]
-    print(_memory_here(name, Shape(*map(int, sizes)), device, getattr(torch, kind)))
+    print(*_memory_here(name, Shape(*map(int, sizes)), device, getattr(torch, kind)))

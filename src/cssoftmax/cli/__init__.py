@@ -60,6 +60,7 @@ app.command("doctor")(doctor.doctor)
 bench_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench_app, name="bench", help="Measure time and memory.")
 bench_app.command("head", help=bench.HEAD_HELP)(bench.head)
+bench_app.command("step", help=bench.STEP_HELP)(bench.step)
 
 
 def main() -> None:

@@ -16,7 +16,8 @@ HEAD_HELP = """Time and peak memory of a loss's forward and backward pass, besid
 
 Heads take turns; times are medians. "of matmul rate" is the share that the three products would have of a head's time,
 at the fastest rate measured in the same run. Memory is what a step needs at most beyond embeddings, class weights and
-their gradients.
+their gradients, and what the process holds in all. Shapes measured by an earlier run on the same machine stay in the
+folder's files.
 
 \b
 Examples:
@@ -66,3 +67,42 @@ def head(
     for line in aligned(list(bench.table(found))):
         out.print(line, markup=False)
     out.print(f"report: {output / 'head.md'}", markup=False)
+
+
+STEP_HELP = """Time of a whole training step (network, loss, backward, SGD) with CS-Softmax beside softmax.
+
+\b
+Examples:
+  cssoftmax bench step
+  cssoftmax bench step --network resnet18 --classes 1000 --batch-size 32 --turns 30
+"""
+
+
+@explained
+def step(
+    network: Annotated[str, typer.Option(help="A network on images, as `cssoftmax train` names it.")] = "resnet18",
+    classes: Annotated[int, typer.Option(help="Classes C.", min=1)] = 1000,
+    batch_size: Annotated[int, typer.Option(help="Images N.", min=1)] = 32,
+    turns: Annotated[int, typer.Option(help="Turns of both.", min=1)] = 20,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda [cuda, if there is one].")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for step.json and step.md.")] = Path("bench"),
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    with Display(quiet) as display:
+        found = bench.step(
+            network,
+            classes,
+            batch_size,
+            output,
+            turns=turns,
+            device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            command=shlex.join(["cssoftmax", *sys.argv[1:]]),
+            watch=display.work,
+        )
+    if as_json:
+        print_json(found)
+        return
+    for line in aligned(list(bench.step_table(found))):
+        out.print(line, markup=False)
+    out.print(f"report: {output / 'step.md'}", markup=False)
