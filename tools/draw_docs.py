@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
+from cssoftmax import bench
 from cssoftmax import similarity as similarities
 from cssoftmax.report.figures import GREY, INK, PALETTE, png, styled
 from cssoftmax.similarity import Similarity
@@ -120,17 +121,19 @@ def sweep_picture(folder: Path) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(picture: bytes, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with Image.open(io.BytesIO(png(figure))) as image:
+    with Image.open(io.BytesIO(picture)) as image:
         image.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
     print(path.relative_to(ROOT))
 
 
 def main() -> None:
     for name, curves in CURVES.items():
-        save(loss_picture(curves), IMAGES / "losses" / f"{name}.png")
-    save(sweep_picture(ROOT / "results" / "defaults"), IMAGES / "sweep.png")
+        save(png(loss_picture(curves)), IMAGES / "losses" / f"{name}.png")
+    save(png(sweep_picture(ROOT / "results" / "defaults")), IMAGES / "sweep.png")
+    setting, measurements = bench.read(ROOT / "results" / "bench" / "head.json")
+    save(bench.plot(measurements, setting["processor"]), IMAGES / "bench.png")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from sweep_defaults import tables as defaults_table
 
+from cssoftmax import bench
 from cssoftmax.metrics import MEASURES
 from cssoftmax.report import summary_table
 from cssoftmax.report.markdown import markdown
@@ -81,7 +82,77 @@ def spread(values: list[float]) -> str:
     return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
+def bench_tables() -> str:
+    """Time and memory of the heads, a column a shape, from results/bench/head.json; how they were measured."""
+    path = ROOT / "results" / "bench" / "head.json"
+    if not path.exists():
+        return "Not measured yet."
+    setting, found = bench.read(path)
+    shapes = list(dict.fromkeys(m.shape for m in found))
+    heads = list(dict.fromkeys(m.head for m in found))
+    at = {(m.head, m.shape): m for m in found}
+    base = {m.shape: m.seconds for m in found if m.head == bench.BASELINE}
+    products = {m.shape: m.limit * m.seconds for m in found}
+
+    def cell(head: str, shape: bench.Shape, memory: bool) -> str:
+        m = at.get((head, shape))
+        if m is None or (memory and (m.memory is None or m.process is None)):
+            return "-"
+        if memory:
+            return f"{(m.memory or 0) / 2**20:,.0f} ({(m.process or 0) / 2**20:,.0f})"
+        milliseconds = f"{1000 * m.seconds:,.{2 if m.seconds < 0.01 else 0}f}"
+        return f"{milliseconds} ({m.seconds / base[shape]:.2f})" if shape in base else milliseconds
+
+    times, memories = (
+        [[f"{s.rows}, {s.features}, {s.classes:,}", *(cell(head, s, memory) for head in heads)] for s in shapes]
+        for memory in (False, True)
+    )
+    floor = [f"{1000 * products[s]:,.{2 if products[s] < 0.01 else 0}f} ({products[s] / base[s]:.2f})" for s in shapes]
+    times = [[*row, least] for row, least in zip(times, floor, strict=True)]
+    versions = ", ".join(f"{name} {value}" for name, value in setting["versions"].items())
+    return "\n\n".join(
+        [
+            f"{setting['processor']}; {versions}; float32 products by {setting['matmul']}. Milliseconds of a step, and "
+            "in brackets how many times Linear + CE that is:",
+            markdown(_turned([["N, D, C", *heads, "the three products alone"], *times])),
+            "MiB beyond inputs, class weights and their gradients, and in brackets of the whole process:",
+            markdown(_turned([["N, D, C", *heads], *memories])),
+            "\n".join(f"- `{command}`" for command in setting["commands"]),
+        ]
+    )
+
+
+def growth_table() -> str:
+    """Time per class over the number of classes, from results/bench/growth/head.json."""
+    path = ROOT / "results" / "bench" / "growth" / "head.json"
+    if not path.exists():
+        return "Not measured yet."
+    setting, found = bench.read(path)
+    rows = [
+        [m.head, f"{m.shape.rows}, {m.shape.features}, {m.shape.classes:,}", f"{1e6 * m.seconds / m.shape.classes:.2f}"]
+        for m in sorted(found, key=lambda m: m.head)
+    ]
+    return "\n\n".join([f"`{setting['commands'][0]}`", markdown([["head", "N, D, C", "microseconds a class"], *rows])])
+
+
+def _turned(rows: list[list[str]]) -> list[list[str]]:
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def step_table() -> str:
+    """A whole training step, from results/bench/step.json."""
+    path = ROOT / "results" / "bench" / "step.json"
+    if not path.exists():
+        return "Not measured yet."
+    result = json.loads(path.read_text())
+    rows = [list(row) for row in bench.step_table([bench.Step(**step) for step in result["steps"]])]
+    return f"{result['title']}; {result['processor']}; `{result['commands'][0]}`\n\n{markdown(rows)}"
+
+
 TABLES = {
+    "bench": bench_tables,
+    "step": step_table,
+    "growth": growth_table,
     "recipes": recipes_table,
     "results": results_table,
     "defaults": lambda: defaults_table(ROOT / "results" / "defaults"),

@@ -1,12 +1,13 @@
 """What a head costs: time and memory of a loss's forward and backward pass, beside plain softmax and other libraries.
 
-Heads take turns, so that what else the machine does meets all of them; times are medians. Memory is measured in a
-process of its own: the highest resident size, less that before the step, less the gradients.
+Heads take turns in random order, so that what else the machine does meets all of them; times are medians. Memory is
+measured in a process of its own: the highest resident size, less that before the step, less the gradients.
 """
 
 import importlib.util
 import json
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -252,9 +253,10 @@ def measure(
     start, turns = time.perf_counter(), 0
     while turns < (repeats or 3) or (repeats is None and time.perf_counter() - start < SECONDS and turns < 300):
         turns += 1
-        for name, step in steps.items():
-            watch(f"{shape}: turn {turns}")
-            seconds[name].append(_time(step, x, w))
+        watch(f"{shape}: turn {turns}")
+        # Each leaves the caches as it does: nobody always comes after the same one.
+        for name in random.Random(turns).sample(list(steps), len(steps)):
+            seconds[name].append(_time(steps[name], x, w))
     work = 6 * shape.rows * shape.features * shape.classes
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     return [Measurement(name, shape, value, turns, work / value / rate) for name, value in medians.items()]

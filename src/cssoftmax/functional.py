@@ -130,7 +130,7 @@ def similarity_loss(
         raise ValueError('embeddings: an empty batch, (0, D), has no mean loss; skip it, or pass reduction="sum"')
     dtype = compute_dtype(embeddings, weight)
     engine = (
-        pick(implementation, embeddings, weight.shape[0])
+        pick(implementation, embeddings, weight.shape[0], precision)
         if sub_centers == 1
         else partial(eager.loss, sub_centers=sub_centers)
     )

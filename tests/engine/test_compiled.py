@@ -135,9 +135,12 @@ def test_the_gradient_from_above_multiplies(upstream):
     assert_same(scaled, [upstream * gradient for gradient in once])
 
 
-def test_rows_alone_are_left_to_fused(monkeypatch):
+def test_rows_alone_are_left_to_fused_or_where_the_matrix_is_large_to_chunked(monkeypatch):
     calls = []
+    monkeypatch.setattr(chunked, "loss", lambda *a, **k: calls.append("chunked") or torch.zeros(()))
     monkeypatch.setattr(fused, "loss", lambda *a, **k: calls.append(k["reduction"]) or torch.zeros(()))
     for options in ({"reduction": "none"}, {"label_smoothing": 0.1}):
         similarity_loss(*draw()[:3], CosFace(), scale=9.0, implementation="compiled", **options)
-    assert calls == ["none", "mean"] and compiled.loss is not fused.loss
+    monkeypatch.setattr(compiled.rowwise, "SMALL", 10)
+    similarity_loss(*draw(), CosFace(), scale=9.0, implementation="compiled", reduction="none")
+    assert calls == ["none", "mean", "chunked"]

@@ -1,12 +1,17 @@
 """What the CPU engines owe besides values: second derivatives, memory, settings left alone, a choice by size."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from cssoftmax import CosFaceLoss, CSSoftmaxLoss, ElasticFaceLoss, MagFaceLoss, SoftmaxLoss
-from cssoftmax.engine import chunked, compiled, eager, pick, products
+from cssoftmax.engine import chunked, compiled, eager, pick, products, triton
+from cssoftmax.engine.compiled import build
 from cssoftmax.functional import similarity_loss
+from cssoftmax.losses import LOSSES as FAMILY
 from cssoftmax.similarity import ArcFace, CosFace, CSSoftmax
 
 CPU = ["fused", "compiled", "chunked"]
@@ -283,5 +288,28 @@ def test_auto_keeps_a_small_matrix_whole_and_cuts_a_large_one():
     x = torch.randn(256, 4)
     assert pick("auto", x, 100) is compiled.loss
     assert pick("auto", x, 100_000) is chunked.loss
+    assert pick("auto", x, 10_000, "bf16") is pick("auto", x.double(), 10_000) is chunked.loss
+    assert pick("auto", x, 10_000) is (compiled.loss if build.suits(x) else chunked.loss)
     assert pick("eager", x, 100_000) is eager.loss
     assert pick("auto", x.to("meta"), 10) is eager.loss
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_auto_takes_the_gpu_kernels_for_a_large_matrix_where_triton_is_installed(installed, monkeypatch):
+    monkeypatch.setattr(triton, "INSTALLED", installed)
+    on_gpu = SimpleNamespace(shape=(256, 4), device=torch.device("cuda"))  # no such tensor can be made here
+    assert pick("auto", on_gpu, 100_000) is (triton.loss if installed else eager.loss)
+    assert pick("auto", on_gpu, 100) is eager.loss
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_a_step_on_a_gpu_waits_for_nothing(name, monkeypatch):
+    """On stand-in tensors, which have no values: whatever asks for one, and so would wait for the device, fails."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # labels are checked as on a GPU
+    loss = FAMILY[name](5, 11)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x, y = torch.randn(6, 5, requires_grad=True), torch.zeros(6, dtype=torch.int64)
+        loss(x, y).backward()
+        assert x.grad.shape == x.shape
+        with pytest.raises(DataDependentOutputException):
+            int(y.max())

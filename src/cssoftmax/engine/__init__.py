@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from cssoftmax.engine import chunked, compiled, eager, fused, triton
+from cssoftmax.engine import chunked, compiled, eager, fused, rowwise, triton
+from cssoftmax.engine.compiled import build
 
 Engine = Callable[..., Tensor]
 
@@ -21,16 +22,20 @@ ENGINES: dict[str, Engine] = {
 IMPLEMENTATIONS = ("auto", *ENGINES)
 
 # Entries of the (N, C) matrix up to which it is rather kept whole; see docs/performance.md.
-SMALL = 2**20
+SMALL = rowwise.SMALL
+# The same where one pass of compiled code makes it a gradient: 32 MiB in float32.
+MEDIUM = 2**23
 
 
-def pick(implementation: str, embeddings: Tensor, num_classes: int) -> Engine:
+def pick(implementation: str, embeddings: Tensor, num_classes: int, precision: str = "float32") -> Engine:
     """The engine of that name; for "auto" the fastest, by device and sizes."""
     if implementation != "auto":
         return ENGINES[implementation]
-    small = embeddings.shape[0] * num_classes <= SMALL
+    entries = embeddings.shape[0] * num_classes
+    small = entries <= SMALL
     if embeddings.device.type == "cpu":
-        return compiled.loss if small else chunked.loss
+        whole = small or (entries <= MEDIUM and precision == "float32" and build.suits(embeddings))
+        return compiled.loss if whole else chunked.loss
     if embeddings.device.type == "cuda" and triton.INSTALLED and not small:
         return triton.loss
     return eager.loss

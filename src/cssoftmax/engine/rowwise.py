@@ -15,6 +15,9 @@ from cssoftmax.similarity import Rows, Similarity
 # exp2 costs a third of exp.
 LOG2E = math.log2(math.e)
 
+# Entries of the (N, C) matrix up to which holding it several times over is the fastest in PyTorch.
+SMALL = 2**20
+
 # Above it, log(1 + exp(z)) is z in float64 too.
 STEEP = 40.0
 

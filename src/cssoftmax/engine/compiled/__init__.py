@@ -1,16 +1,18 @@
 """The loss where the (N, C) matrix is small, as compiled C: three products, and one pass over the matrix.
 
 The pass makes the loss and its gradient in the products, see ``kernels.c``; what is left to the backward pass is two
-products, from which it takes what points along the vectors. What this engine does not do is left to ``fused``.
+products, from which it takes what points along the vectors. What this engine does not do is left to ``fused``, or to
+``chunked`` where the matrix is large.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cssoftmax.engine import fused, products, rowwise
+from cssoftmax.engine import chunked, fused, products, rowwise
 from cssoftmax.engine.compiled import build
 from cssoftmax.engine.rowwise import LOG2E
 from cssoftmax.engine.trace import NoTranslation
@@ -32,7 +34,7 @@ def loss(
 ) -> Tensor:
     """The same as :func:`cssoftmax.engine.eager.loss`, in float32, for reduction "mean" and "sum".
 
-    Without a C compiler ``fused`` does it all. It also does label smoothing, row parameters that have a gradient
+    Without a C compiler the others do it all. They also do label smoothing, row parameters that have a gradient
     (MagFace's, SphereFace's), and similarities that do something C has no operation for.
     """
     suits = (
@@ -50,7 +52,9 @@ def loss(
             return value
         except NoTranslation:
             pass
-    return fused.loss(
+    small = embeddings.shape[0] * weight.shape[0] <= rowwise.SMALL
+    other: Callable[..., Tensor] = fused.loss if small else chunked.loss
+    return other(
         embeddings,
         weight,
         bias,
