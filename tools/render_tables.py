@@ -149,10 +149,30 @@ def step_table() -> str:
     return f"{result['title']}; {result['processor']}; `{result['commands'][0]}`\n\n{markdown(rows)}"
 
 
+def kills_table() -> str:
+    result = json.loads((ROOT / "results" / "faults" / "kills.json").read_text())
+    rows = [["", "training", "comparison"]]
+    for what in ("killed", "done", "half-written files", "did not go on", "other weights"):
+        rows.append([what, *(f"{result.get(f'{work}: {what}', 0):,}" for work in ("train", "compare"))])
+    return markdown(rows)
+
+
+def fuzz_table() -> str:
+    result = json.loads((ROOT / "results" / "faults" / "fuzz.json").read_text())
+    rows = [["", "used", "refused in one line", "went wrong"]]
+    for kind in ("image", "sound", "parquet"):
+        counts = {key.partition(": ")[2]: count for key, count in result["counts"].items() if key.startswith(kind)}
+        used, refused = counts.pop("used", 0), counts.pop("refused", 0)
+        rows.append([kind, f"{used:,}", f"{refused:,}", f"{sum(counts.values()):,}"])
+    return markdown(rows)
+
+
 TABLES = {
     "bench": bench_tables,
     "step": step_table,
     "growth": growth_table,
+    "kills": kills_table,
+    "fuzz": fuzz_table,
     "recipes": recipes_table,
     "results": results_table,
     "defaults": lambda: defaults_table(ROOT / "results" / "defaults"),
