@@ -160,6 +160,16 @@ def test_equal_margins_per_class_are_one_margin(dtype, seed, shape, scale, margi
     )
 
 
+@pytest.mark.parametrize("implementation", ["eager", "fused", "compiled", "chunked"])
+def test_a_factor_that_float32_cannot_hold_is_not_quite_none(implementation):
+    x, w = torch.tensor([[1.0], [-1.0]]), torch.tensor([[1.0], [-1.0]])
+    settings = {"margin": 0.0, "scale": 1.0, "implementation": implementation}
+    tiny, small = (
+        cs_softmax_loss(x, w, torch.arange(2), weight_update=factor, **settings) for factor in (4e-182, 1e-30)
+    )
+    torch.testing.assert_close(tiny, small)
+
+
 # Invariances and shape of the loss
 
 

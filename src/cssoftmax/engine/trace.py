@@ -176,6 +176,9 @@ def _clamp(language: Language, node: Node, value: str, low: str = "None", high: 
     return value if high == "None" else language["minimum"].format(value, high)
 
 
+SMALLEST = torch.finfo(torch.float32).tiny
+
+
 def _power(language: Language, node: Node, base: str, exponent: str) -> str:
     u = float(node.args[1])  # type: ignore[arg-type]
     if u == 0:
@@ -188,6 +191,8 @@ def _power(language: Language, node: Node, base: str, exponent: str) -> str:
         return f"{_text(1.0, {}, language)} / {base}"
     if u == int(u):
         raise ValueError(exponent)
+    if abs(u) < SMALLEST:  # which float32 would make 0, and the power of 0 not 0 but nan
+        exponent = _text(math.copysign(SMALLEST, u), {}, language)
     # As torch: 0 at 0 for u > 0, nan below 0.
     return language["exp2"].format(f"{exponent} * {language['log2'].format(base)}")
 

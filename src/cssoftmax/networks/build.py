@@ -35,7 +35,7 @@ def is_import_path(name: str) -> bool:
     >>> is_import_path("mine.models:tiny"), is_import_path("lenet")
     (True, False)
     """
-    module, colon, function = name.partition(":")
+    module, colon, function = str(name).partition(":")
     return bool(colon) and all(part.isidentifier() for part in (*module.split("."), *function.split(".")))
 
 
