@@ -208,9 +208,13 @@ def fit(
                 for buffer, before in zip(model.buffers(), buffers, strict=True):
                     buffer.copy_(before)
                 progress = replace(progress, left_out=progress.left_out + 1)
-                cause = _cause(batch, embeddings, rows)
+                if accelerator.scaler is not None:  # it leaves the step out, too, and seeks a lower scale
+                    prepared.step()
+                where, cause = _cause(batch, embeddings, rows)
                 if progress.left_out > MOST_LEFT_OUT:
-                    raise Diverged(_stopped(f"{progress.left_out} steps had {cause}", progress, recipe, checkpoint))
+                    remedy = "repair or remove these samples" if where == "inputs" else _lower(recipe)
+                    what = f"{'data' if where == 'inputs' else 'lr'}: {progress.left_out} steps had {cause}"
+                    raise Diverged(_stopped(what, remedy, progress, checkpoint))
                 if not fine:
                     logger.warning("step %d left out: %s", progress.step + 1, cause)
             prepared.zero_grad()
@@ -226,7 +230,7 @@ def fit(
                 for module in (model, average):
                     _share_buffers(module)
             if not _finite(model, accelerator):
-                raise Diverged(_stopped("a weight became infinite or NaN", progress, recipe, checkpoint))
+                raise Diverged(_stopped("lr: a weight became infinite or NaN", _lower(recipe), progress, checkpoint))
             if finished_epoch:
                 _warn_of_a_rising_loss(progress, recipe)
                 metrics = {
@@ -368,7 +372,7 @@ def _clip_gradients(model: Classifier, norm: float) -> None:
     for parameter in model.parameters():
         if parameter.grad is not None:
             parts[is_sharded(parameter)].append(parameter)
-    norms = [whole(nn.utils.get_total_norm([p.grad for p in part if p.grad is not None])) for part in parts if part]
+    norms = [whole(get_total_norm([p.grad for p in part if p.grad is not None])) for part in parts if part]
     total = torch.linalg.vector_norm(torch.stack(norms))
     factor = (norm / (total + 1e-6)).clamp(max=1.0)
     for parameter in (*parts[0], *parts[1]):
@@ -410,8 +414,8 @@ def _gradient_is_finite(model: Classifier) -> bool:
     return bool(get_total_norm([_local(gradient) for gradient in gradients]).isfinite())
 
 
-def _cause(batch: Tensor, embeddings: Tensor, rows: Tensor) -> str:
-    """Where a step's infinite or NaN numbers began, and with which training samples."""
+def _cause(batch: Tensor, embeddings: Tensor, rows: Tensor) -> tuple[str, str]:
+    """Where a step's infinite or NaN numbers began, and that in words, with the training samples."""
     fine = {
         name: values.detach().flatten(1).isfinite().all(1).cpu()
         for name, values in (("inputs", batch), ("embeddings", embeddings))
@@ -419,7 +423,7 @@ def _cause(batch: Tensor, embeddings: Tensor, rows: Tensor) -> str:
     where = next((name for name, rows_fine in fine.items() if not rows_fine.all()), "gradient")
     named = rows[~fine[where]].tolist() if where in fine else rows.tolist()
     shown = ", ".join(map(str, named[:8])) + (f" and {len(named) - 8} more" if len(named) > 8 else "")
-    return f"infinite or NaN {where} of training samples {shown}"
+    return where, f"infinite or NaN {where} of training samples {shown}"
 
 
 def _warn_of_a_rising_loss(progress: Progress, recipe: Recipe) -> None:
@@ -434,13 +438,14 @@ def _warn_of_a_rising_loss(progress: Progress, recipe: Recipe) -> None:
         )
 
 
-def _stopped(what: str, progress: Progress, recipe: Recipe, checkpoint: Path) -> str:
+def _lower(recipe: Recipe) -> str:
+    return f"lower --lr from {recipe.lr:g}, or set --clip-norm"
+
+
+def _stopped(what: str, remedy: str, progress: Progress, checkpoint: Path) -> str:
     kept = f"the checkpoint {checkpoint} is from before" if checkpoint.exists() else "no checkpoint was written yet"
     epoch = max(progress.step - 1, 0) // progress.steps_per_epoch + 1
-    where = f"{what}, at step {progress.step} of {progress.steps} (epoch {epoch})"
-    if "inputs" in what:
-        return f"data: {where}; repair or remove these samples; {kept}"
-    return f"lr: {where}; lower --lr from {recipe.lr:g}, or set --clip-norm; {kept}"
+    return f"{what}, at step {progress.step} of {progress.steps} (epoch {epoch}); {remedy}; {kept}"
 
 
 def _fold(seed: int, step: int) -> int:

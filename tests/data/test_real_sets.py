@@ -40,6 +40,7 @@ def test_cifar100():
     dataset = load_dataset("cifar100")
     assert len(dataset.classes) == 100
     assert dataset.train.target.bincount().tolist() == [500] * 100
+    assert len(dataset.repeated) == 10
 
 
 def test_fsdd():

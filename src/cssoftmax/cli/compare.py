@@ -26,8 +26,8 @@ from cssoftmax.losses import LOSSES
 COMPARE_HELP = """Compare losses on SOURCE: same data, network, first weights, batches, budget; only the loss differs.
 
 The folder receives comparison.md with a table, paired differences, a box plot and a conclusion; comparison.json; and
-every training as it finishes. The same command goes on with a comparison that was interrupted; losses and
-seeds may be added.
+every training as it finishes. The same command goes on with a comparison that was interrupted; losses and seeds may be
+added.
 
 \b
 Protocols:
@@ -64,7 +64,7 @@ def compare(
     ] = False,
     recipe: Annotated[
         recipes.Variant | None,
-        typer.Option(help="quick: minutes on two CPU cores; best: the most accurate known for a named data set."),
+        typer.Option(help="quick: minutes on two CPU cores; best: for accuracy, hours, named data sets only."),
     ] = None,
     network: Annotated[str | None, typer.Option(help=NETWORK_HELP)] = None,
     width: Annotated[int | None, typer.Option(help="Channels of the network's first layer.")] = None,

@@ -52,10 +52,10 @@ class Display:
             )
             for lines, what, file in (
                 (dataset.skipped, "samples left out", "skipped.txt"),
-                (dataset.repeated, "evaluation samples are in the training split, too", "repeated.txt"),
+                (dataset.repeated, "evaluation samples that are in the training split, too", "repeated.txt"),
             ):
                 if lines:
-                    console.err.print(f"note: {len(lines)} {what} ({file}), such as {lines[0]}", markup=False)
+                    console.err.print(f"note: {what}: {len(lines)} ({file}), such as {lines[0]}", markup=False)
 
     def phase(self, name: str) -> None:
         """What a stretch of work without steps is called; a training goes on where it was."""

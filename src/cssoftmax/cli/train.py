@@ -48,8 +48,8 @@ Examples:
   accelerate launch --num_processes 4 -m cssoftmax train hf:OWNER/NAME --shard-classes
 
 Settings that are left out come from the recipe of the data set, or of its kind: its quick one, or
---recipe best. The run's folder receives config.json
-(all that is needed to repeat it), metrics.jsonl (a line an epoch), weights.safetensors, summary.json and report.html.
+--recipe best. The run's folder receives config.json (all that is needed to repeat it), metrics.jsonl (a line an epoch),
+weights.safetensors, summary.json and report.html.
 Ctrl-C stops after saving.
 """
 
@@ -73,7 +73,7 @@ def train(
     ] = None,
     recipe: Annotated[
         recipes.Variant | None,
-        typer.Option(help="quick: minutes on two CPU cores; best: the most accurate known for a named data set."),
+        typer.Option(help="quick: minutes on two CPU cores; best: for accuracy, hours, named data sets only."),
     ] = None,
     network: Annotated[str | None, typer.Option(help=NETWORK_HELP)] = None,
     width: Annotated[int | None, typer.Option(help="Channels of the network's first layer.")] = None,

@@ -1,4 +1,4 @@
-"""How to train on each data set, one file each: quickly, or as well as is known; other data, as their kind is."""
+"""How to train on each data set, one file each: quickly, or for accuracy; other data, as their kind is."""
 
 from dataclasses import replace
 from typing import Any, Literal, get_args
@@ -32,7 +32,7 @@ def choose(name: str, kind: str, variant: Variant = "quick", **changes: Any) -> 
     Args:
         name: of the data set.
         kind: of its samples.
-        variant: "quick" takes minutes on two CPU cores; "best" is the most accurate that there is for the data set.
+        variant: "quick" takes minutes on two CPU cores; "best" goes for accuracy, and takes hours.
         changes: settings of :class:`Recipe` to replace.
 
     Raises:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
+
+from cssoftmax.files import read_tensors
 
 
 class RunError(ValueError):
@@ -136,12 +136,12 @@ def _history(path: Path, remedy: str) -> list[dict[str, float]]:
 
 
 def _tensors(path: Path, classes: int, remedy: str) -> dict[str, Tensor]:
+    if not path.exists():
+        raise RunError(f"{path}: missing; {remedy}")
     try:
-        tensors = load_file(path)
-    except FileNotFoundError:
-        raise RunError(f"{path}: missing; {remedy}") from None
-    except (SafetensorError, OSError) as error:
-        raise RunError(f"{path}: damaged ({_line(error)}); {remedy}") from error
+        _, tensors = read_tensors(path)
+    except ValueError as error:
+        raise RunError(f"{error}; {remedy}") from error
     dimensions = {"embeddings": 2, "target": 1, "logits": 2, "class_weights": 2}
     for name, count in dimensions.items():
         if name not in tensors or tensors[name].dim() != count:
@@ -167,14 +167,15 @@ def _tensors(path: Path, classes: int, remedy: str) -> dict[str, Tensor]:
 
 
 def _samples(path: Path, count: int, remedy: str) -> dict[int, str]:
-    try:
-        with safe_open(path, "pt") as file:
-            kind = (file.metadata() or {}).get("type", "")
-            rows, ends, content = (file.get_tensor(name) for name in ("rows", "ends", "bytes"))
-    except FileNotFoundError:
+    if not path.exists():
         return {}
-    except (SafetensorError, OSError) as error:
-        raise RunError(f"{path}: damaged ({_line(error)}); {remedy}") from error
+    try:
+        metadata, tensors = read_tensors(path)
+        kind, (rows, ends, content) = metadata["type"], (tensors[name] for name in ("rows", "ends", "bytes"))
+    except KeyError as error:
+        raise RunError(f"{path}: damaged, no {error.args[0]} in it; {remedy}") from error
+    except ValueError as error:
+        raise RunError(f"{error}; {remedy}") from error
     bounds = [0, *ends.tolist()]
     sound = bounds == sorted(bounds) and bounds[-1] == len(content) and len(rows) == len(ends)
     if kind not in ("image/webp", "audio/mpeg") or not sound or not all(0 <= row < count for row in rows.tolist()):
