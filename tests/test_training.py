@@ -48,7 +48,7 @@ def model():
 
 
 def trained(checkpoint, classifier=None, data=None, seed=0, **changes):
-    hooks = {key: changes.pop(key) for key in ("on_step", "on_epoch", "resume") if key in changes}
+    hooks = {key: changes.pop(key) for key in ("on_step", "on_epoch", "resume", "proxy") if key in changes}
     recipe = Recipe(**BASIC | changes)
     accelerator = Accelerator(cpu=True)
     return fit(
@@ -179,10 +179,18 @@ def test_an_epoch_sees_each_sample_once_in_an_order_of_its_own(checkpoint):
     assert first != second
 
 
-@pytest.mark.parametrize("extras", [{}, {"ema": 0.9, "mixup": 0.3, "augment": ImageAugment(crop_padding=1)}])
+@pytest.mark.parametrize(
+    ("extras", "twin"),
+    [
+        ({}, lambda: {}),
+        ({"ema": 0.9, "mixup": 0.3, "augment": ImageAugment(crop_padding=1)}, lambda: {}),
+        ({}, lambda: {"proxy": model()}),
+    ],
+    ids=["plain", "everything", "proxy"],
+)
 @pytest.mark.parametrize("step", [3, 5, 8])
-def test_a_training_stopped_by_ctrl_c_goes_on_bit_for_bit(tmp_path, extras, step):
-    whole = trained(tmp_path / "whole.safetensors", **extras)
+def test_a_training_stopped_by_ctrl_c_goes_on_bit_for_bit(tmp_path, extras, twin, step):
+    whole = trained(tmp_path / "whole.safetensors", **extras, **twin())
     path, lines = tmp_path / "stopped.safetensors", []
 
     def on_step(progress):
@@ -193,12 +201,17 @@ def test_a_training_stopped_by_ctrl_c_goes_on_bit_for_bit(tmp_path, extras, step
         lines.append(metrics["train_loss"])
 
     with pytest.raises(Interrupted, match=f"stopped after step {step + (step % 5 > 0)} of 10"):
-        trained(path, on_step=on_step, on_epoch=on_epoch, **extras)
+        trained(path, on_step=on_step, on_epoch=on_epoch, **extras, **twin())
     assert training.epochs_done(path) == (step + 1) // 5
-    resumed = trained(path, resume=True, on_epoch=on_epoch, **extras)
+    resumed = trained(path, resume=True, on_epoch=on_epoch, **extras, **twin())
     assert same(whole, resumed)
     uninterrupted = []
-    trained(tmp_path / "again", on_epoch=lambda _, metrics: uninterrupted.append(metrics["train_loss"]), **extras)
+    trained(
+        tmp_path / "again",
+        on_epoch=lambda _, metrics: uninterrupted.append(metrics["train_loss"]),
+        **extras,
+        **twin(),
+    )
     assert lines == uninterrupted
 
 
@@ -354,6 +367,37 @@ def test_flops_are_those_of_forward_and_backward_over_all_epochs():
     head = 3 * 2 * 8 * 3
     assert flops(classifier, data, epochs=7) == 7 * 10 * (2 * 2 * 16 * 8 + head)
     assert all(p.grad is None for p in classifier.parameters())
+    narrow = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 2, bias=False)), NormFaceLoss(2, 3))
+    both, proxy = flops(classifier, data, epochs=12, proxy=narrow), flops(narrow, data, epochs=12)
+    assert both == pytest.approx(flops(classifier, data, epochs=6) + proxy * (1 / 3 + 1 / 12))
+
+
+def test_a_proxy_leaves_the_harder_half_of_each_batch_to_the_network(checkpoint):
+    def watched(classifier):
+        batches = []
+        classifier.network[1].register_forward_hook(lambda module, args, output: batches.append(args[0].clone()))
+        return batches
+
+    classifier, proxy, losses = model(), model(), []
+    chosen, offered = watched(classifier), watched(proxy)
+    proxy.loss.register_forward_hook(lambda module, args, output: losses.append(output.detach().clone()))
+    trained(checkpoint, classifier, proxy=proxy)
+    assert len(chosen) == len(offered) == len(losses) == 10
+    for batch, whole, loss in zip(chosen, offered, losses, strict=True):
+        assert (len(batch), len(whole)) == (4, 8)
+        torch.testing.assert_close(batch, whole[loss.topk(4).indices.sort().values])
+    assert not same(proxy, model())  # it learned, too
+
+
+def test_a_nan_reaches_neither_the_network_nor_its_proxy(checkpoint, caplog):
+    data = split()
+    data = replace(data, inputs=data.inputs.float() / 255)
+    data.inputs[7] = math.nan
+    classifier, proxy = model(), model()
+    trained(checkpoint, classifier, data, proxy=proxy)
+    assert all(p.isfinite().all() for module in (classifier, proxy) for p in module.parameters())
+    assert caplog.records
+    assert all("training samples 7" in record.message for record in caplog.records)
 
 
 def test_a_learning_rate_far_too_high_is_diagnosed_in_words(checkpoint, caplog):

@@ -95,6 +95,10 @@ def test_every_parameter_is_in_one_group_and_only_weights_of_the_network_decay()
     assert decayed == {id(model.conv.weight), id(model.classifier[1].weight)}
     (classes,) = [group for group in groups if id(loss.weight) in {id(p) for p in group["params"]}]
     assert classes["lr"] == pytest.approx(1.0)
+    biases = {
+        id(p): group["lr"] for group in param_groups(backbone, loss, lr=0.1, bias_lr_scale=8.0) for p in group["params"]
+    }
+    assert [biases[id(p)] for p in (model.conv.weight, model.conv.bias)] == pytest.approx([0.1, 0.8])
 
 
 def test_the_whole_model_given_as_network_leaves_the_shared_weights_to_the_loss():

@@ -326,6 +326,18 @@ def prepare(config: Mapping[str, Any], dataset: Dataset, run: Path | None = None
     return model, accelerator
 
 
+def proxy_of(config: Mapping[str, Any], dataset: Dataset) -> Classifier | None:
+    """The narrow twin of a run's model that chooses what it is trained on, before its first step, or None."""
+    width = _recipe(config).proxy_width
+    if not width:
+        return None
+    torch.manual_seed(config["seed"])
+    narrow = {**config, "recipe": {**config["recipe"], "width": width}}
+    proxy = _build(narrow, channel_statistics(dataset.train))
+    _fit_whitening(proxy.network, dataset.train)
+    return proxy
+
+
 def _fit_whitening(network: torch.nn.Module, split: Split, count: int = 5000) -> None:
     """Sets the filters of whitening layers from the first training samples; no random number is drawn."""
     images = training.as_input(split.inputs[:count])
@@ -358,6 +370,8 @@ def _run(
             if lines:
                 files.write_bytes(run / name, "\n".join((*lines, "")).encode())
     if config.get("shard_classes") and accelerator.num_processes > 1:
+        if recipe.proxy_width:
+            raise JobError("shard_classes: this recipe's proxy holds all classes; leave --shard-classes out")
         _shard(model, accelerator)
     watcher.on_start(dataset, recipe, model, done)
     if accelerator.log_with:
@@ -386,6 +400,7 @@ def _run(
             accelerator=accelerator,
             checkpoint=checkpoint,
             resume=True,
+            proxy=proxy_of(config, dataset),
             on_step=watcher.on_step,
             on_epoch=on_epoch,
         )
@@ -462,7 +477,7 @@ def _evaluate(
         "seed": config["seed"],
         "measures": measures,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "flops": training.flops(model, dataset.train, recipe.epochs),
+        "flops": training.flops(model, dataset.train, recipe.epochs, proxy_of(config, dataset)),
         "seconds": seconds,
         "device": processor.describe(str(accelerator.device)),
         "versions": versions(),

@@ -49,6 +49,7 @@ def param_groups(
     weight_decay: float = 0.0,
     class_lr_scale: float = 1.0,
     class_weight_decay: float = 0.0,
+    bias_lr_scale: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Parameter groups for one optimizer over a network and its loss.
 
@@ -63,6 +64,7 @@ def param_groups(
         weight_decay: of the network's weights.
         class_lr_scale: the loss's learning rate over the network's.
         class_weight_decay: of the loss's parameters.
+        bias_lr_scale: the learning rate of biases and normalisation parameters over the network's.
 
     >>> import torch
     >>> from cssoftmax import CSSoftmaxLoss
@@ -76,7 +78,7 @@ def param_groups(
     rest = [p for p in network.parameters() if p.requires_grad and id(p) not in own]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in rest if p.ndim > 1], "lr": lr, "weight_decay": weight_decay},
-        {"params": [p for p in rest if p.ndim <= 1], "lr": lr, "weight_decay": 0.0},
+        {"params": [p for p in rest if p.ndim <= 1], "lr": lr * bias_lr_scale, "weight_decay": 0.0},
         {"params": classes, "lr": lr * class_lr_scale, "weight_decay": class_weight_decay},
     ]
     return [group for group in groups if group["params"]]

@@ -27,6 +27,8 @@ GOOD = {"network": "lenet", "width": 4, "embedding_size": 8, "epochs": 2, "batch
         "batch_size": [1, 0],
         "lr": [0, 0.0, -0.1, 1e4, math.nan, math.inf, "0.1"],
         "class_lr_scale": [-1, math.inf],
+        "bias_lr_scale": [-1, math.inf],
+        "proxy_width": [-1, 0.5],
         "weight_decay": [-1e-4, 1],
         "momentum": [-0.1, 1.0],
         "warmup": [-0.1, 1.0, math.nan],

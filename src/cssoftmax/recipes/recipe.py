@@ -12,10 +12,12 @@ WHOLE = {
     "embedding_size": (1, 65_536),
     "epochs": (1, 100_000),
     "batch_size": (2, 1_000_000),
+    "proxy_width": (0, 4096),
 }
 REAL = {
     "lr": 1e3,
     "class_lr_scale": 1e6,
+    "bias_lr_scale": 1e6,
     "weight_decay": 1.0,
     "momentum": 1.0,
     "warmup": 1.0,
@@ -42,6 +44,7 @@ class Recipe:
         batch_size: samples a step, over all processes together.
         lr: peak learning rate of the network.
         class_lr_scale: the class weights' learning rate over the network's.
+        bias_lr_scale: the learning rate of the network's biases and normalisation parameters over that of its weights.
         weight_decay: of the network's weights; biases, norms and class weights have none.
         momentum: of SGD.
         schedule: "one-cycle" rises and falls on straight lines; "cosine" falls along half a cosine.
@@ -51,6 +54,8 @@ class Recipe:
         ema: decay of the moving average of the weights that is evaluated and saved; 0 averages nothing.
         mixup: alpha of the Beta distribution; 0 mixes nothing.
         augment: of the training batches.
+        proxy_width: of a narrow copy of the network that chooses, of each batch, the harder half that the network is
+            trained on; 0 trains on all. See :func:`cssoftmax.training.fit`.
         average_views: measure the accuracy also with logits averaged over shifted and mirrored views of each sample.
     """
 
@@ -61,6 +66,7 @@ class Recipe:
     batch_size: int
     lr: float
     class_lr_scale: float = 1.0
+    bias_lr_scale: float = 1.0
     weight_decay: float = 5e-4
     momentum: float = 0.9
     schedule: Literal["one-cycle", "cosine"] = "one-cycle"
@@ -70,6 +76,7 @@ class Recipe:
     ema: float = 0.0
     mixup: float = 0.0
     augment: ImageAugment | SoundAugment | None = None
+    proxy_width: int = 0
     average_views: bool = False
 
     def __post_init__(self) -> None:
