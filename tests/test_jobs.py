@@ -7,6 +7,8 @@ import os
 import signal
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import soundfile
 import torch
@@ -242,6 +244,35 @@ def test_a_run_that_died_goes_on_bit_for_bit(run, tmp_path, step):
     assert sorted(path.name for path in folder.iterdir()) == FILES
     assert weights(folder) == weights(whole)
     assert timeless(folder) == timeless(whole)
+
+
+def test_a_streamed_run_goes_on_at_its_exact_place(run, make_photos, tmp_path, monkeypatch):
+    photos = [(file, file.parent.name) for file in sorted(make_photos("others", number=30).rglob("*.png"))]
+    rows = [{"image": {"bytes": file.read_bytes(), "path": None}, "label": label} for file, label in photos]
+    (tmp_path / "shards").mkdir()
+    for number in range(3):
+        table = pyarrow.Table.from_pylist(rows[number::3])
+        pyarrow.parquet.write_table(table, tmp_path / "shards" / f"{number}.parquet", row_group_size=4)
+    source = Source(str(tmp_path / "shards"), shuffle_buffer=12)
+    whole = run("whole", source=source)
+
+    def stop(progress):
+        if progress.step == 8:  # of 6 an epoch
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="stopped after step 9 of 12"):
+        run("stopped", source=source, watcher=Watcher(on_step=stop))
+    jobs.resume(tmp_path / "stopped")
+    assert weights(tmp_path / "stopped") == weights(whole) and timeless(tmp_path / "stopped") == timeless(whole)
+    # Killed, it goes on from what it wrote within the epoch.
+    monkeypatch.setattr(training, "SAVE_AFTER", 0.0)
+    with pytest.raises(SystemExit):
+        run("died", source=source, watcher=stopping_at(10))
+    resumed = []
+    jobs.resume(tmp_path / "died", watcher=Watcher(on_step=lambda progress: resumed.append(progress.step)))
+    assert resumed == [10, 11, 12] and weights(tmp_path / "died") == weights(whole)
+    first = read(whole / "summary.json")["measures"]
+    assert jobs.evaluate(whole) == first
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -30,6 +30,8 @@ from cssoftmax.data import (
     validation_split,
 )
 from cssoftmax.data.augment import ImageAugment, SoundAugment
+from cssoftmax.data.dataset import some
+from cssoftmax.data.preview import shortened
 from cssoftmax.data.sound import NAMED as NAMED_SOUNDS
 from cssoftmax.data.sources import OnError
 from cssoftmax.networks import Standardize, Whitening
@@ -48,6 +50,13 @@ TYPICAL = 200
 # What the threshold of "unknown" is found with.
 BLENDS = 5_000
 
+# Of a streamed data set: samples that each batch is drawn from; samples that its statistics are found with; bytes of
+# decoded samples that are held at a time; logits of test samples that are measured: of many classes, fewer samples.
+SHUFFLE_BUFFER = 10_000
+LOOKED_AT = 5_000
+MOST_BYTES = 2**26
+MOST_LOGITS = 2**28
+
 
 class JobError(ValueError):
     """A mistake in what was asked for; one line that names it and the remedy."""
@@ -65,6 +74,7 @@ class Source:
     validation: float = 0.0
     held_out_classes: tuple[str, ...] = ()
     on_error: OnError = "fail"
+    shuffle_buffer: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation < 1:
@@ -78,10 +88,15 @@ class Source:
             image_size=self.image_size,
             test_group=self.test_group,
             on_error=self.on_error,
+            shuffle_buffer=self.shuffle_buffer,
         )
         if self.held_out_classes:
             dataset, _ = hold_out_classes(dataset, self.held_out_classes)
-        return validation_split(dataset, self.validation, seed) if self.validation else dataset
+        if self.validation:
+            dataset = validation_split(dataset, self.validation, seed)
+        if self.shuffle_buffer is None:
+            return dataset
+        return replace(dataset, test=some(dataset.test, max(MOST_LOGITS // len(dataset.classes), 1), seed))
 
 
 @dataclass(frozen=True)
@@ -304,9 +319,10 @@ def prepare(config: Mapping[str, Any], dataset: Dataset, run: Path | None = None
     """
     accelerator = accelerator_of(config, run)
     torch.manual_seed(config["seed"])
-    model = _build(config, channel_statistics(dataset.train))
-    recipe, inputs = _recipe(config), training.as_input(dataset.train.inputs[:1])
-    _fit_whitening(model.network, dataset.train)
+    known = _looked_at(dataset.train, config["seed"])
+    model = _build(config, channel_statistics(known))
+    recipe, inputs = _recipe(config), training.as_input(known.inputs[:1])
+    _fit_whitening(model.network, known)
     try:
         with torch.no_grad():
             embeddings = model.eval()(training.augmentation(recipe)(inputs))
@@ -333,19 +349,37 @@ def proxy_of(config: Mapping[str, Any], dataset: Dataset) -> Classifier | None:
         return None
     torch.manual_seed(config["seed"])
     narrow = {**config, "recipe": {**config["recipe"], "width": width}}
-    proxy = _build(narrow, channel_statistics(dataset.train))
-    _fit_whitening(proxy.network, dataset.train)
+    known = _looked_at(dataset.train, config["seed"])
+    proxy = _build(narrow, channel_statistics(known))
+    _fit_whitening(proxy.network, known)
     return proxy
+
+
+def _looked_at(split: Split, seed: int) -> Split:
+    """The split in memory; of a streamed one some samples, decoded."""
+    if isinstance(split.inputs, Tensor):
+        return split
+    known = some(split, _at_most(LOOKED_AT, split), seed)
+    return replace(known, inputs=known.inputs[:])
 
 
 def _fit_whitening(network: torch.nn.Module, split: Split, count: int = 5000) -> None:
     """Sets the filters of whitening layers from the first training samples; no random number is drawn."""
+    if not any(isinstance(layer, Whitening) for layer in network.modules()):
+        return
     images = training.as_input(split.inputs[:count])
     for layer in network.modules():
         if isinstance(layer, Standardize):
             images = layer(images)
         elif isinstance(layer, Whitening):
             layer.fit(images)
+
+
+def _at_most(count: int, split: Split) -> int:
+    """As many samples, or, of a stream, as few as may be held decoded."""
+    if isinstance(split.inputs, Tensor):
+        return count
+    return max(1, min(count, MOST_BYTES // (split.inputs.shape[1:].numel() * split.inputs.dtype.itemsize)))
 
 
 def _told(value: object) -> str:
@@ -442,9 +476,10 @@ def _evaluate(
     seconds = _seconds(run / "metrics.jsonl")
     watcher.on_phase("evaluating")
     embeddings, logits = training.embed(model, dataset.test, accelerator=accelerator)
-    sample = _some(dataset.train, NEIGHBOURS, config["seed"])
+    sample = some(dataset.train, NEIGHBOURS, config["seed"])
     neighbours, _ = training.embed(model, sample, accelerator=accelerator)
-    blended = Split(blends(dataset.test, BLENDS, config["seed"]), dataset.test.target[:0], None)
+    tested = dataset.test if isinstance(dataset.test.inputs, Tensor) else some(dataset.test, BLENDS, config["seed"])
+    blended = Split(blends(tested, _at_most(BLENDS, tested), config["seed"]), tested.target[:0], None)
     strangers = training.embed(model, blended, accelerator=accelerator)[0] if len(blended.inputs) else embeddings[:0]
     watcher.on_phase("measuring")
     measures = metrics.measure(
@@ -490,8 +525,12 @@ def _evaluate(
 def _write_samples(path: Path, config: Mapping[str, Any], dataset: Dataset, embeddings: Tensor, logits: Tensor) -> None:
     """Pictures or recordings of some test samples: ``rows`` (M,), ``ends`` (M,) of their files in ``bytes``."""
     rows = torch.tensor(_remarkable(embeddings, logits, dataset.test.target, SHOWN[dataset.kind]))
+    inputs = dataset.test.inputs
     if dataset.kind == "image":
-        encoded = pictures(dataset.test.inputs[rows])
+        encoded = pictures(inputs[rows])
+    elif not isinstance(inputs, Tensor):
+        own = inputs.rows[rows]
+        encoded = shortened(inputs.encoded(own), [inputs.source.describe(row) for row in own.tolist()])
     else:
         assert dataset.test.rows is not None
         source = _source(config)
@@ -592,13 +631,6 @@ def _recipe(config: Mapping[str, Any]) -> Recipe:
     if saved["augment"] is not None:
         saved["augment"] = (ImageAugment if config["kind"] == "image" else SoundAugment)(**saved["augment"])
     return Recipe(**saved)
-
-
-def _some(split: Split, count: int, seed: int) -> Split:
-    if len(split.target) <= count:
-        return split
-    rows = torch.randperm(len(split.target), generator=torch.Generator().manual_seed(seed))[:count]
-    return Split(split.inputs[rows], split.target[rows], None)
 
 
 def _keep_lines(path: Path, count: int) -> None:

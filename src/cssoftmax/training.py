@@ -6,7 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -29,6 +29,7 @@ from cssoftmax.data.augment import (
     mixup,
     sound_augmentation,
 )
+from cssoftmax.data.shards import read_ahead
 from cssoftmax.files import read_tensors, write_tensors
 from cssoftmax.losses import SimilarityLoss
 from cssoftmax.recipes import Recipe
@@ -39,6 +40,9 @@ MOST_LEFT_OUT = 10
 
 PROXY_LEARNS_EVERY = 4
 """Steps from one in which a proxy learns, and does not only choose, to the next."""
+
+SAVE_AFTER = 600.0
+"""Seconds after which a checkpoint is written within an epoch."""
 
 logger = logging.getLogger(__name__)
 
@@ -110,12 +114,12 @@ def fit(
 
     Args:
         model: the network must take what :func:`as_input` makes of ``split.inputs``.
-        split: the training split, held in memory.
+        split: the training split, in memory or streamed.
         recipe: everything else there is to choose.
         seed: of the order of samples and of the augmentation. On one machine with one thread count a run repeats bit
             for bit.
         accelerator: device, processes and precision.
-        checkpoint: a file, written after each epoch and when the user interrupts.
+        checkpoint: a file, written after each epoch, every ten minutes, and when the user interrupts.
         resume: go on from ``checkpoint``, if it is there.
         proxy: a narrow twin of ``model``, trained beside it; of each batch ``model`` sees only the half that has the
             higher loss in the proxy, which takes little more than half the time. Source: K. Jordan's airbench96 (2024).
@@ -130,7 +134,8 @@ def fit(
         TrainingError: the checkpoint does not fit.
     """
     device = accelerator.device
-    inputs, target = split.inputs.to(device), split.target.to(device)
+    inputs = split.inputs.to(device) if isinstance(split.inputs, Tensor) else split.inputs
+    target = split.target.to(device)
     augment = augmentation(recipe)
     optimizer = _optimizer(model, recipe)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -148,23 +153,21 @@ def fit(
     if resume and checkpoint.exists():
         progress = _load(checkpoint, model, optimizer, average, chooser, accelerator.scaler, progress)
     mirrored = _mirrored(recipe, len(target), seed)
-    order, order_epoch = torch.empty(0, dtype=torch.int64), -1
+    steps = _rows(split, batch_size, progress, seed, accelerator)
 
-    with _stop_requested() as stop:
+    saved = time.monotonic()
+    with _stop_requested() as stop, closing(read_ahead(inputs, steps)) as reading:
         while progress.step < progress.steps:
             began = time.perf_counter()
             epoch, position = divmod(progress.step, steps_per_epoch)
             if position == 0:
                 progress = replace(progress, loss_sum=0.0, correct=0.0, samples=0, seconds=0.0)
-            if epoch != order_epoch:
-                order, order_epoch = torch.randperm(len(target), generator=_generator(seed, epoch)), epoch
             rate = learning_rate(recipe, progress.step, progress.steps)
             _set_rate(optimizer, rate)
 
+            rows, fetched = next(reading)
             torch.manual_seed(_fold(seed, progress.step))
-            rows = order[position * batch_size : (position + 1) * batch_size]
-            rows = rows[accelerator.process_index :: accelerator.num_processes]
-            batch = as_input(inputs[rows.to(device)])
+            batch = as_input(fetched.to(device))
             if mirrored is not None:
                 batch = flipped(batch, (mirrored[rows] ^ (epoch % 2 == 1)).to(device))
             batch, labels = augment(batch), target[rows.to(device)]
@@ -188,8 +191,9 @@ def fit(
             with torch.no_grad():
                 correct = (model.loss.classify(embeddings) == labels).sum()
             fine = bool(value.isfinite()) and (accelerator.scaler is not None or _gradient_is_finite(model))
-            loss_sum, hits, samples, unfit, asked = _over_processes(
-                accelerator, value.item() * len(labels), correct.item(), len(labels), not fine, stop.requested
+            late = accelerator.is_main_process and time.monotonic() - saved > SAVE_AFTER
+            loss_sum, hits, samples, unfit, asked, due = _over_processes(
+                accelerator, value.item() * len(labels), correct.item(), len(labels), not fine, stop.requested, late
             )
             if not unfit:
                 prepared.step()
@@ -221,7 +225,7 @@ def fit(
             finished_epoch = step % steps_per_epoch == 0
             progress = replace(progress, step=step, seconds=progress.seconds + time.perf_counter() - began)
             on_step(progress)
-            if not (finished_epoch or stopping):
+            if not (finished_epoch or stopping or due):
                 continue
 
             if accelerator.num_processes > 1:
@@ -240,6 +244,7 @@ def fit(
                 }
                 on_epoch(_evaluated(model, average), metrics)
             _save(checkpoint, model, optimizer, average, chooser, accelerator, progress)
+            saved = time.monotonic()
             if (stopping or (stop.requested and accelerator.num_processes == 1)) and progress.step < progress.steps:
                 raise Interrupted(f"stopped after step {progress.step} of {progress.steps}")
     return _evaluated(model, average)
@@ -290,6 +295,19 @@ def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = group["peak"] * rate
 
 
+def _rows(split: Split, batch_size: int, progress: Progress, seed: int, accelerator: Accelerator) -> Iterator[Tensor]:
+    """This process's rows of each step that is left."""
+    for epoch in range(progress.epoch, progress.steps // progress.steps_per_epoch):
+        generator = _generator(seed, epoch)
+        if isinstance(split.inputs, Tensor):
+            order = torch.randperm(len(split.target), generator=generator)
+        else:
+            order = split.inputs.order(generator, batch_size, accelerator.num_processes)
+        for step in range(max(progress.step - epoch * progress.steps_per_epoch, 0), progress.steps_per_epoch):
+            rows = order[step * batch_size : (step + 1) * batch_size]
+            yield rows[accelerator.process_index :: accelerator.num_processes]
+
+
 def _mirrored(recipe: Recipe, samples: int, seed: int) -> Tensor | None:
     """Which samples are mirrored in the even epochs, the others being so in the odd ones; None where none ever is."""
     if not (isinstance(recipe.augment, ImageAugment) and recipe.augment.flip):
@@ -314,7 +332,7 @@ def embed(
     model.eval()
     embeddings, logits = [], []
     with torch.inference_mode(), accelerator.autocast():
-        for batch in torch.split(split.inputs, batch_size):
+        for _, batch in read_ahead(split.inputs, torch.split(torch.arange(len(split.inputs)), batch_size)):
             vectors = model.network(as_input(view(as_input(batch.to(accelerator.device)))))
             embeddings.append(vectors.float().cpu())
             logits.append(model.loss.logits(vectors).float().cpu())

@@ -34,6 +34,9 @@ SOURCE is digits (embedded; the default), mnist, cifar10, cifar100, fsdd, esc10,
 (images or sounds), a parquet file or folder, or hf:OWNER/NAME. The named ones come from the hub, or from --data-root if
 that folder has them.
 
+With --stream the data set is not loaded: its labels are read, and each sample when it is its turn. Row groups of
+parquet files, on disk or on the hub, stand in a random order; each batch is drawn from --shuffle-buffer samples of it.
+
 \b
 Examples:
   cssoftmax train
@@ -45,6 +48,7 @@ Examples:
   cssoftmax train mnist --embedding-size 2 --output runs/plane
   cssoftmax train digits --track tensorboard && tensorboard --logdir runs
   cssoftmax train --resume runs/digits-cs-softmax-0
+  cssoftmax train hf:OWNER/NAME --stream --shuffle-buffer 20000
   accelerate launch --num_processes 4 -m cssoftmax train hf:OWNER/NAME --shard-classes
 
 Settings that are left out come from the recipe of the data set, or of its kind: its quick one, or
@@ -113,6 +117,12 @@ def train(
         typer.Option(help="A sample that cannot be used: fail, or skip it and list it in skipped.txt."),
     ] = "fail",
     image_size: Annotated[int | None, typer.Option(help="Height and width to bring the images of a folder to.")] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Read and decode samples as they are needed: for data larger than memory.")
+    ] = False,
+    shuffle_buffer: Annotated[
+        int, typer.Option(help="With --stream: samples that each batch is drawn from; about twice as many are held.")
+    ] = jobs.SHUFFLE_BUFFER,
     amp: Annotated[
         jobs.Amp, typer.Option(help="Lower precision of the network; the loss is computed in float32 all the same.")
     ] = "no",
@@ -162,7 +172,16 @@ def train(
         name = Path(source).name if "/" in source or Path(source).exists() else source
         with Display(quiet) as display:
             run = jobs.train(
-                jobs.Source(source, data_root, cache_dir, image_size, test_group, validation, on_error=on_error),
+                jobs.Source(
+                    source,
+                    data_root,
+                    cache_dir,
+                    image_size,
+                    test_group,
+                    validation,
+                    on_error=on_error,
+                    shuffle_buffer=shuffle_buffer if stream else None,
+                ),
                 output or Path("runs") / f"{name.replace(':', '-') or 'folder'}-{loss}-{seed}",
                 loss=loss,
                 loss_settings=given(factors),

@@ -13,6 +13,7 @@ from cssoftmax.data.dataset import (
 from cssoftmax.data.image import Pixels
 from cssoftmax.data.prepare import Preprocessing, prepare, preprocessing_of
 from cssoftmax.data.preview import pictures, recordings
+from cssoftmax.data.shards import Streamed
 from cssoftmax.data.sound import LogMel
 from cssoftmax.data.sources import DataError
 from cssoftmax.data.stream import Item, Stream, open_stream
@@ -26,6 +27,7 @@ __all__ = [
     "Preprocessing",
     "Split",
     "Stream",
+    "Streamed",
     "blends",
     "channel_statistics",
     "hold_out_classes",

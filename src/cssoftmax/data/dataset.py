@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -13,7 +13,9 @@ from torch import Tensor
 
 from cssoftmax.data.cache import FORMAT, Samples, default_cache_dir, read_cache, write_cache
 from cssoftmax.data.image import Pixels, decode_images, fit, open_image, stack_images
+from cssoftmax.data.prepare import Preprocessing, prepare
 from cssoftmax.data.progress import track
+from cssoftmax.data.shards import Shards, Streamed, find_shards
 from cssoftmax.data.sound import NAMED, LogMel, decode_sounds, default_log_mel, read_channels
 from cssoftmax.data.sources import (
     DataError,
@@ -27,19 +29,27 @@ from cssoftmax.data.sources import (
     one_line,
 )
 
+BLOCK = 2**24
+"""Numbers of decoded samples that are held in float64 at a time."""
+LOOKED_AT = 256
+"""Samples of a streamed data set by which it is found how all of them are decoded."""
+FROM_A_SHARD = 32
+"""How many of one shard, at most."""
+
 
 @dataclass(frozen=True)
 class Split:
     """Samples with their classes.
 
     Attributes:
-        inputs: images, uint8 (N, channels, H, W), or log-mel spectrograms in decibels, float32 (N, 1, mels, frames).
+        inputs: images, uint8 (N, channels, H, W), or log-mel spectrograms in decibels, float32 (N, 1, mels, frames);
+            of a streamed data set what reads and decodes some of these, given their indices.
         target: index of the class of each sample, int64 (N,).
         groups: fold or speaker of each sample, where the data set has them.
         rows: place of each sample in its source, int64 (N,); None where there is no source.
     """
 
-    inputs: Tensor
+    inputs: Tensor | Streamed
     target: Tensor
     groups: tuple[str, ...] | None
     rows: Tensor | None = None
@@ -47,7 +57,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set of images or sounds in classes, whole in memory.
+    """A data set of images or sounds in classes.
 
     Attributes:
         name: short name.
@@ -67,7 +77,7 @@ class Dataset:
     train: Split
     test: Split
     fingerprint: str
-    preprocessing: Pixels | LogMel
+    preprocessing: Preprocessing
     skipped: tuple[str, ...] = ()
     repeated: tuple[str, ...] = ()
 
@@ -81,10 +91,15 @@ def load_dataset(
     test_group: str | None = None,
     seed: int = 0,
     on_error: OnError = "fail",
+    shuffle_buffer: int | None = None,
 ) -> Dataset:
     """Load a data set by name, from a folder, from parquet files or from the Hugging Face hub.
 
     Decoded samples are cached, keyed by the content, so that the next load is fast.
+
+    With ``shuffle_buffer`` the data set may be larger than memory and disk. Only its labels are read; each sample is
+    read and decoded when it is its turn. Images then get the size and the channels, sounds the duration and the rate,
+    that some 256 samples ask for; the fingerprint is of the files' sizes and directories; ``repeated`` stays empty.
 
     Args:
         source: one of
@@ -105,6 +120,8 @@ def load_dataset(
         seed: changes that picked part; no official split depends on it.
         on_error: what to do about a sample that cannot be decoded, or has no label, and about a class without any:
             "fail", or "skip" them and list them in ``Dataset.skipped``.
+        shuffle_buffer: stream, and draw each batch out of so many samples (:meth:`cssoftmax.data.Streamed.order`).
+            About twice as many are held, encoded. By default the data set is loaded into memory.
 
     Raises:
         DataError: the data are missing, unknown, damaged or not fit to train on; one line that names the remedy.
@@ -115,39 +132,27 @@ def load_dataset(
     """
     if image_size is not None and image_size < 1:
         raise DataError(f"--image-size {image_size}: must be at least 1 pixel")
-    if source == "digits":
-        name, key, samples = "digits", f"digits {image_size}", digits(image_size)
+    samples: Samples | Shards
+    if shuffle_buffer is None:
+        name, key, decoded = _decoded(source, named_folder(data_root), cache_dir, image_size, on_error)
+        samples = decoded
+        rows = torch.arange(len(decoded.target)) if decoded.rows is None else decoded.rows
+        whole = Split(decoded.inputs, decoded.target, decoded.groups, rows)
+        is_test = _is_test(decoded, name, test_group, seed)
+        preprocessing = decoded.log_mel or Pixels(*decoded.inputs.shape[1:])
+        skipped, repeated = decoded.skipped, _repeated(decoded, is_test)
     else:
-        found = find_source(source, named_folder(data_root), on_error)
-        parameters = NAMED.get(found.name)
-        name = found.name
-        described = [FORMAT, name, found.digest, image_size, parameters and asdict(parameters)]
-        described += [on_error] if on_error == "skip" else []
-        key = _hash(json.dumps(described))
-        path = (cache_dir or default_cache_dir()) / f"{name}-{key}.safetensors"
-        cached = read_cache(path)
-        if cached is None:
-            table = found.read()
-            rows = torch.arange(len(table.data))
-            if on_error == "skip":
-                table, rows = _without_damaged(table)
-            log_mel = None if table.kind == "image" else parameters or default_log_mel(table)
-            inputs = decode_images(table, image_size) if log_mel is None else decode_sounds(table, log_mel)
-            samples = _samples(table, inputs, log_mel, rows)
-            write_cache(path, samples)
-        else:
-            samples = cached
-        if samples.kind == "sound" and image_size is not None:
-            raise DataError(f"--image-size {image_size}: {source} holds sounds; leave the size away")
-    is_test = _is_test(samples, name, test_group, seed)
-    train, test = _take(samples, ~is_test), _take(samples, is_test)
+        name, key, found, inputs = _streamed(source, named_folder(data_root), image_size, on_error, shuffle_buffer)
+        samples = found
+        whole = Split(inputs, found.target, found.groups, inputs.rows)
+        is_test = _is_test(found, name, test_group, seed)
+        preprocessing, skipped, repeated = inputs.preprocessing, (), ()
+    if samples.kind == "sound" and image_size is not None:
+        raise DataError(f"--image-size {image_size}: {source} holds sounds; leave the size away")
+    train, test = _select(whole, ~is_test), _select(whole, is_test)
     _check(name, samples.classes, train, test)
     fingerprint = _hash(key, samples.target.numpy().tobytes(), is_test.numpy().tobytes())
-    preprocessing = samples.log_mel or Pixels(*samples.inputs.shape[1:])
-    repeated = _repeated(samples, is_test)
-    return Dataset(
-        name, samples.kind, samples.classes, train, test, fingerprint, preprocessing, samples.skipped, repeated
-    )
+    return Dataset(name, samples.kind, samples.classes, train, test, fingerprint, preprocessing, skipped, repeated)
 
 
 def validation_split(dataset: Dataset, fraction: float, seed: int) -> Dataset:
@@ -171,7 +176,7 @@ def validation_split(dataset: Dataset, fraction: float, seed: int) -> Dataset:
     if not 0 < fraction < 1:
         raise DataError(f"validation fraction {fraction}: must be over 0 and under 1")
     train = dataset.train
-    held_out = stratified_mask(train.target, [str(index) for index in range(len(train.target))], fraction, seed)
+    held_out = stratified_mask(train.target, map(str, range(len(train.target))), fraction, seed)
     if not held_out.any():
         raise DataError(f"{dataset.name}: no class has two training samples; add samples, or do not validate")
     fingerprint = _hash(dataset.fingerprint, f"validation {fraction} {seed}")
@@ -235,6 +240,25 @@ def hold_out_classes(dataset: Dataset, names: Sequence[str]) -> tuple[Dataset, S
     return known, renumbered(test, out[test.target])
 
 
+def some(split: Split, count: int, seed: int) -> Split:
+    """A random part of a split, of at most ``count`` samples; of a streamed one the first of an epoch.
+
+    >>> len(some(load_dataset("digits").train, 100, seed=0).target)
+    100
+    """
+    if len(split.target) <= count:
+        return split
+    generator = torch.Generator().manual_seed(seed)
+    inputs = split.inputs
+    order = (
+        torch.randperm(len(inputs), generator=generator) if isinstance(inputs, Tensor) else inputs.order(generator, 1)
+    )
+    chosen = order[:count]
+    return Split(
+        _chosen(inputs, chosen), split.target[chosen], None, None if split.rows is None else split.rows[chosen]
+    )
+
+
 def blends(split: Split, count: int, seed: int) -> Tensor:
     """Means of two samples of different classes each: stand-ins for samples of classes that are not known.
 
@@ -268,28 +292,31 @@ def channel_statistics(split: Split) -> tuple[Tensor, Tensor]:
     scale = 255.0 if split.inputs.dtype == torch.uint8 else 1.0
     total = torch.zeros(split.inputs.shape[1], dtype=torch.float64)
     squares = torch.zeros_like(total)
-    for chunk in torch.split(split.inputs, 4096):
-        values = chunk.double() / scale
+    sample = split.inputs.shape[1:].numel()
+    together = max(1, min(4096, BLOCK // sample))
+    for start in range(0, len(split.inputs), together):
+        values = split.inputs[start : start + together].double().div_(scale)
         total += values.sum(dim=(0, 2, 3))
-        squares += values.square().sum(dim=(0, 2, 3))
-    count = split.inputs[:, 0].numel()
+        squares += values.square_().sum(dim=(0, 2, 3))
+    count = len(split.inputs) * sample // len(total)
     mean = total / count
     return mean.float(), (squares / count - mean.square()).clamp(min=0).sqrt().float()
 
 
-def stratified_mask(target: Tensor, names: Sequence[str], fraction: float, seed: int) -> Tensor:
+def stratified_mask(target: Tensor, names: Iterable[str], fraction: float, seed: int) -> Tensor:
     """Pick a share of each class by a hash of the samples' names: bool (N,).
 
     The order of the samples does not matter, and one more sample moves at most one other. At least one sample of a
     class is picked and at least one is not; a class of one sample is not picked.
     """
-    hashes = [hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest() for name in names]
-    order = torch.from_numpy(np.argsort(np.array(hashes, dtype="S8"), kind="stable"))
+    hashes = (hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest() for name in names)
+    hashed = np.fromiter(hashes, "S8", len(target))
+    order = torch.from_numpy(np.lexsort([hashed, target.numpy()]))
+    counts = target.bincount()
+    place = torch.arange(len(target)) - (counts.cumsum(0) - counts)[target[order]]
+    picked = torch.minimum((counts.double() * fraction).round().clamp(min=1), counts - 1)
     mask = torch.zeros(len(target), dtype=torch.bool)
-    for label in sorted(set(target.tolist())):
-        members = order[target[order] == label]
-        picked = min(max(round(len(members) * fraction), 1), len(members) - 1)
-        mask[members[:picked]] = True
+    mask[order] = place < picked[target[order]]
     return mask
 
 
@@ -309,6 +336,72 @@ def digits(image_size: int | None) -> Samples:
         groups=None,
         names=tuple(str(index) for index in range(len(target))),
     )
+
+
+def _decoded(
+    source: str, data_root: Path | None, cache_dir: Path | None, image_size: int | None, on_error: OnError
+) -> tuple[str, str, Samples]:
+    """A data set's name, what its tensors depend on, and these."""
+    if source == "digits":
+        return "digits", f"digits {image_size}", digits(image_size)
+    found = find_source(source, data_root, on_error)
+    parameters = NAMED.get(found.name)
+    described = [FORMAT, found.name, found.digest, image_size, parameters and asdict(parameters)]
+    described += [on_error] if on_error == "skip" else []
+    key = _hash(json.dumps(described))
+    path = (cache_dir or default_cache_dir()) / f"{found.name}-{key}.safetensors"
+    samples = read_cache(path)
+    if samples is None:
+        table = found.read()
+        rows = torch.arange(len(table.data))
+        if on_error == "skip":
+            table, rows = _without_damaged(table)
+        log_mel = None if table.kind == "image" else parameters or default_log_mel(table)
+        inputs = decode_images(table, image_size) if log_mel is None else decode_sounds(table, log_mel)
+        samples = _samples(table, inputs, log_mel, rows)
+        write_cache(path, samples)
+    return found.name, key, samples
+
+
+def _streamed(
+    source: str, data_root: Path | None, image_size: int | None, on_error: OnError, buffer: int
+) -> tuple[str, str, Shards, Streamed]:
+    """A data set's name, what its tensors depend on, where they are, and how to decode them."""
+    if buffer < 1:
+        raise DataError(f"--shuffle-buffer {buffer}: must be at least 1 sample")
+    if on_error == "skip":
+        raise DataError("--on-error skip: a stream is not looked through beforehand; leave this out, or --stream")
+    if source == "digits":
+        raise DataError("--stream: digits are 1797 small images that come with a library; leave --stream out")
+    found = find_shards(source, data_root)
+    # Some of some shards, for one may be large; of a folder, where each is a file, of as many as are looked at.
+    starts, shards = found.starts.tolist(), len(found.starts) - 1
+    number = min(shards, max(LOOKED_AT // FROM_A_SHARD, LOOKED_AT * shards // len(found.target)))
+    chosen = torch.linspace(0, shards - 1, number).long().tolist()
+    rows = torch.tensor(
+        [row for n in chosen for row in range(starts[n], min(starts[n] + FROM_A_SHARD, starts[n + 1]))],
+        dtype=torch.int64,
+    )
+    looked_at = Table(
+        kind=found.kind,
+        root=found.root,
+        data=found.encoded(rows, 0),
+        names=tuple(found.reader.name(row) for row in rows.tolist()),
+        target=(),
+        classes=(),
+        is_test=None,
+        groups=None,
+    )
+    preprocessing: Preprocessing
+    if found.kind == "image":
+        preprocessing = Pixels(*decode_images(looked_at, image_size).shape[1:])
+    else:
+        preprocessing = NAMED.get(found.name) or default_log_mel(looked_at)
+    one = prepare(looked_at.data[:1], preprocessing, names=looked_at.names[:1])
+    shape = torch.Size((len(found.target), *one.shape[1:]))
+    key = _hash(json.dumps([FORMAT, found.name, found.digest, asdict(preprocessing)]))
+    inputs = Streamed(found, torch.arange(len(found.target)), preprocessing, shape, one.dtype, buffer)
+    return found.name, key, found, inputs
 
 
 def _without_damaged(table: Table) -> tuple[Table, Tensor]:
@@ -357,7 +450,7 @@ def _samples(table: Table, inputs: Tensor, log_mel: LogMel | None, rows: Tensor)
     )
 
 
-def _is_test(samples: Samples, name: str, test_group: str | None, seed: int) -> Tensor:
+def _is_test(samples: Samples | Shards, name: str, test_group: str | None, seed: int) -> Tensor:
     groups = sorted(set(samples.groups or ()), key=natural_key)
     if test_group is not None and test_group not in groups:
         choice = f"choose from {', '.join(groups)}" if groups else f"{name} has no groups, leave it away"
@@ -370,28 +463,31 @@ def _is_test(samples: Samples, name: str, test_group: str | None, seed: int) -> 
     return stratified_mask(samples.target, samples.names, 0.3 if name == "digits" else 0.2, seed)
 
 
-def _take(samples: Samples, mask: Tensor) -> Split:
-    rows = torch.arange(len(samples.target)) if samples.rows is None else samples.rows
-    return _select(Split(samples.inputs, samples.target, samples.groups, rows), mask)
-
-
 def _select(split: Split, mask: Tensor) -> Split:
     groups = split.groups
     chosen = None if groups is None else tuple(groups[index] for index in mask.nonzero().flatten().tolist())
     rows = None if split.rows is None else split.rows[mask]
-    return Split(split.inputs[mask], split.target[mask], chosen, rows)
+    return Split(_chosen(split.inputs, mask), split.target[mask], chosen, rows)
+
+
+def _chosen(inputs: Tensor | Streamed, index: Tensor) -> Tensor | Streamed:
+    return inputs[index] if isinstance(inputs, Tensor) else inputs.select(index)
 
 
 def _check(name: str, classes: Sequence[str], train: Split, test: Split) -> None:
-    trained = set(train.target.tolist())
+    trained = _labels(train)
     if len(classes) < 2 or len(trained) < 2:
         raise DataError(f"{name}: only one class ({', '.join(classes)}) to train on; give at least two")
-    unseen = set(test.target.tolist()) - trained
+    unseen = _labels(test) - trained
     if unseen:
         listed = ", ".join(classes[index] for index in sorted(unseen)[:5])
         raise DataError(f"{name}: no training samples of the tested classes {listed}; add some")
     if not len(test.target):
         raise DataError(f"{name}: no samples to test on; give every class at least two")
+
+
+def _labels(split: Split) -> set[int]:
+    return set(split.target.bincount().nonzero().flatten().tolist())
 
 
 def _hash(*parts: str | bytes) -> str:

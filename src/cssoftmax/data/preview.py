@@ -49,15 +49,20 @@ def recordings(source: str, data_root: Path | None, rows: Sequence[int], on_erro
     Raises:
         DataError: the data are missing or damaged.
     """
-    import soundfile
-
     table = find_source(source, named_folder(data_root), on_error).read()
     if table.kind != "sound":
         raise DataError(f"{source}: holds images, not sounds")
-    longest = round(RATE * min(SECONDS[0], SECONDS[1] / max(len(rows), 1)))
+    return shortened([table.data[row] for row in rows], [table.describe(row) for row in rows])
+
+
+def shortened(sounds: Sequence[bytes | Path], names: Sequence[str]) -> list[bytes]:
+    """Encoded sounds as :func:`recordings` gives them; ``names`` are what errors call them."""
+    import soundfile
+
+    longest = round(RATE * min(SECONDS[0], SECONDS[1] / max(len(sounds), 1)))
     files = []
-    for row in rows:
-        waveform = read_sound(table.data[row], table.describe(row), RATE)
+    for sound, name in zip(sounds, names, strict=True):
+        waveform = read_sound(sound, name, RATE)
         start = max(len(waveform) - longest, 0) // 2
         waveform = waveform[start : start + longest]
         content = io.BytesIO()

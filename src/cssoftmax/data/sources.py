@@ -3,8 +3,7 @@
 import hashlib
 import os
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -212,11 +211,11 @@ def _read_parquet(name: str, root: Path, files: Sequence[Path], on_error: OnErro
             table = datasets.Dataset(pyarrow.parquet.ParquetFile(path).read())
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"{path}: not a readable parquet file ({first_line(error)}); fetch it again") from None
-        parts.append((relative, _split_word(relative), table))
+        parts.append((relative, split_word(relative), table))
     return _read_parts(name, str(root), parts, on_error)
 
 
-def _split_word(name: str) -> str:
+def split_word(name: str) -> str:
     return next((SPLIT_WORDS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLIT_WORDS), "")
 
 
@@ -236,15 +235,11 @@ def hub_source(name: str, hub_id: str, data_root: Path | None, on_error: OnError
     try:
         splits = datasets.load_dataset(hub_id)
     except Exception as error:
-        looked = f"{data_root} has no folder {name}, and " if data_root is not None else ""
-        raise DataError(
-            f"{looked}{hub_id} cannot be fetched from the Hugging Face hub ({first_line(reason or error)}); connect "
-            f"to the internet, or put its parquet files into DIR/{name} and give --data-root DIR"
-        ) from None
+        raise _not_fetched(name, hub_id, data_root, reason or error) from None
     finally:
         datasets.config.HF_HUB_OFFLINE = offline
     only = len(splits) == 1
-    parts = [(split, "" if only else _split_word(split), part) for split, part in splits.items()]
+    parts = [(split, "" if only else split_word(split), part) for split, part in splits.items()]
     table = _read_parts(name, f"hf:{hub_id}", parts, on_error)
     digest = hashlib.blake2b(digest_size=16)
     for item, record, label in zip(table.data, table.names, table.target, strict=True):
@@ -252,6 +247,31 @@ def hub_source(name: str, hub_id: str, data_root: Path | None, on_error: OnError
         digest.update(f"{record}\0{label}\0{len(content)}\n".encode())
         digest.update(content)
     return Source(name, digest.hexdigest(), lambda: table)
+
+
+def hub_files(name: str, hub_id: str, data_root: Path | None) -> list[tuple[str, str]]:
+    """(split, address) of the parquet files of a data set on the hub: its own, or those that the hub made of it."""
+    import datasets
+    import huggingface_hub
+
+    try:
+        huggingface_hub.HfApi().dataset_info(hub_id, timeout=10)
+        builder = datasets.load_dataset_builder(hub_id)
+        if type(builder).__name__ != "Parquet":
+            builder = datasets.load_dataset_builder(hub_id, revision="refs/convert/parquet")
+    except Exception as error:  # as above
+        raise _not_fetched(name, hub_id, data_root, error) from None
+    splits = builder.config.data_files
+    only = len(splits) == 1
+    return [("" if only else split_word(split), str(url)) for split, urls in splits.items() for url in urls]
+
+
+def _not_fetched(name: str, hub_id: str, data_root: Path | None, error: Exception) -> DataError:
+    looked = f"{data_root} has no folder {name}, and " if data_root is not None else ""
+    return DataError(
+        f"{looked}{hub_id} cannot be fetched from the Hugging Face hub ({first_line(error)}); connect "
+        f"to the internet, or put its parquet files into DIR/{name} and give --data-root DIR"
+    )
 
 
 def _read_parts(name: str, root: str, parts: Sequence[tuple[str, str, Any]], on_error: OnError) -> Table:
@@ -350,15 +370,10 @@ def contents(column: Any) -> list[bytes | Path | None]:
 def _table(
     kind: Kind, root: str, records: Sequence[_Record], order: Sequence[str], skipped: Sequence[str] = ()
 ) -> Table:
-    """Assemble records; classes in the given order, else sorted. A validation split stands in for a missing test."""
-    splits = Counter(record.split for record in records)
-    test_split = "test" if splits["test"] else "validation"
-    if splits[test_split]:
-        records = [record for record in records if record.split in ("train", "", test_split)]
-        if not splits["train"] and not splits[""]:
-            raise DataError(f"{root}: has a {test_split} split but no train split; add it")
-    present = {record.label for record in records}
-    classes = [name for name in dict.fromkeys(order) if name in present] or sorted(present, key=natural_key)
+    """Assemble records; classes in the given order, else sorted."""
+    kept, test_split = kept_splits(root, {record.split for record in records})
+    records = [record for record in records if record.split in kept]
+    classes = in_order({record.label for record in records}, order)
     index = {name: number for number, name in enumerate(classes)}
     groups = [record.group for record in records if record.group is not None]
     return Table(
@@ -368,10 +383,26 @@ def _table(
         names=tuple(record.name for record in records),
         target=tuple(index[record.label] for record in records),
         classes=tuple(classes),
-        is_test=tuple(record.split == test_split for record in records) if splits[test_split] else None,
+        is_test=tuple(record.split == test_split for record in records) if test_split else None,
         groups=tuple(groups) if len(groups) == len(records) else None,
         skipped=tuple(skipped),
     )
+
+
+def kept_splits(root: str, splits: Collection[str]) -> tuple[set[str], str | None]:
+    """Of the splits there are, those to read; and the test split. A validation split stands in for a missing one."""
+    test_split = next((split for split in ("test", "validation") if split in splits), None)
+    if test_split is None:
+        return set(splits), None
+    kept = {split for split in ("train", "", test_split) if split in splits}
+    if len(kept) == 1:
+        raise DataError(f"{root}: has a {test_split} split but no train split; add it")
+    return kept, test_split
+
+
+def in_order(present: Collection[str], order: Iterable[str]) -> list[str]:
+    """The names of classes in the order that the source gives them, else sorted."""
+    return [name for name in dict.fromkeys(order) if name in present] or sorted(present, key=natural_key)
 
 
 def keep(table: Table, rows: Sequence[int], skipped: Sequence[str]) -> Table:
