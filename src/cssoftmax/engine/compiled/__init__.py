@@ -68,6 +68,10 @@ def loss(
     )
 
 
+# Classes up to which the kernels' own products to the gradients are faster than a library's.
+FEW = 64
+
+
 class _Loss(torch.autograd.Function):
     """The sum over the rows of -log p_y times the row's share, () or (N,)."""
 
@@ -84,13 +88,13 @@ class _Loss(torch.autograd.Function):
     ) -> Tensor:
         differentiable = any(ctx.needs_input_grad)
         common = build.common()
-        norm, inverse_x = x.new_empty(2, x.shape[0])
-        common.lengths(x, norm, inverse_x)
+        norm, inverse_x = x.new_empty(x.shape[0]), x.new_empty(x.shape[0])
         by_row = inverse_x if similarity.normalized == "both" else None
         inverse_w = None
         if similarity.normalized != "none":
             inverse_w = w.new_empty(w.shape[0])
             common.lengths(w, None, inverse_w)
+        common.lengths(x, norm, inverse_x)
         with products.best(x.numel() * w.shape[0]):
             block = x @ w.T
         with torch.enable_grad():
@@ -106,7 +110,7 @@ class _Loss(torch.autograd.Function):
             ctx.save_for_backward(x, w, bias, index, shares)
             ctx.kept = block, inverse_x, inverse_w, rows
             ctx.similarity, ctx.scale, ctx.kernels = similarity, scale, kernels
-        return x.new_tensor(total)
+        return x.new_full((), total)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -117,15 +121,20 @@ class _Loss(torch.autograd.Function):
         needs_x, needs_w, needs_bias = ctx.needs_input_grad[:3]
         factor = float(grad)
         grad_x = grad_w = grad_bias = None
+        if needs_bias:
+            grad_bias = g.sum(0).mul_(factor)
+        sphere = ctx.similarity.normalized == "both"
+        if w.shape[0] <= FEW:
+            by_row = inverse_x if sphere else None
+            grad_x, grad_w = ctx.kernels.gradients(g, x, w, by_row, inverse_w, factor, needs_x, needs_w)
+            return grad_x, grad_w, grad_bias, None, None, None, None
         with products.best(x.numel() * w.shape[0]):
             if needs_x:
                 grad_x = g @ w
             if needs_w:
                 grad_w = g.T @ x
-        if needs_bias:
-            grad_bias = g.sum(0).mul_(factor)
         if grad_x is not None:
-            if ctx.similarity.normalized == "both":
+            if sphere:
                 ctx.kernels.project(grad_x, x, inverse_x, factor)
             else:
                 grad_x *= factor

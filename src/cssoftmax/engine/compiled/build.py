@@ -106,6 +106,27 @@ class Kernels:
     def project(self, gradient: Tensor, vectors: Tensor, inverse: Tensor, factor: float = 1.0) -> None:
         self.library.project(_at(gradient), _at(vectors), *vectors.shape, _at(inverse), factor, torch.get_num_threads())
 
+    def gradients(
+        self,
+        g: Tensor,
+        x: Tensor,
+        w: Tensor,
+        inverse_x: Tensor | None,
+        inverse_w: Tensor | None,
+        factor: float,
+        needs_x: bool,
+        needs_w: bool,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """In x and w, from ``g`` in their products; for few classes."""
+        grad_x, grad_w = torch.empty_like(x) if needs_x else None, torch.empty_like(w) if needs_w else None
+        parts = max(1, min(16, x.shape[0] // 128))
+        sums = w.new_empty(parts, w.numel())
+        self.library.gradients(
+            _at(g), _at(x), _at(w), *g.shape, x.shape[1], _at(inverse_x), _at(inverse_w), factor, _at(grad_x),
+            _at(grad_w), _at(sums), parts, torch.get_num_threads(),
+        )  # fmt: skip
+        return grad_x, grad_w
+
     def owns(
         self, block: Tensor, inverse_x: Tensor | None, inverse_w: Tensor | None, bias: Tensor | None, target: Tensor
     ) -> Tensor:
@@ -216,7 +237,12 @@ def translate(key: Key) -> tuple[str, list[float]]:
         bodies[name] = re.sub(r"#([^#]*)#", setting, f"{text}    return {result};\n")
     values = {f"row{k}": f"rows[{k}][i * steps[{k}]]" for k in range(key.num_rows)}
     values |= {f"setting{k}": f"settings[{k}]" for k in range(len(settings))}
+    packed = {
+        name: f"packed[{name.removeprefix('row')}][r]" if name.startswith("row") else v for name, v in values.items()
+    }
     macros = [
+        f"#define NUMBER_OF_ROWS {key.num_rows}",
+        f"#define LOAD_PACKED {' '.join(f'const float {name} = {value};' for name, value in packed.items())}",
         f"#define PARAMETERS {''.join(f', float {name}' for name in values)}",
         f"#define ARGUMENTS {''.join(f', {name}' for name in values)}",
         f"#define LOAD {' '.join(f'const float {name} = {value};' for name, value in values.items())}",
@@ -257,6 +283,7 @@ def _compiled(source: str) -> ctypes.CDLL | None:
         "again": (p, long, long, p, p, p, long, real, p, p, p, p, p, p, integer),
         "lengths": (p, long, long, real, p, p, integer),
         "project": (p, p, long, long, p, real, integer),
+        "gradients": (p, p, p, long, long, long, p, p, real, p, p, p, long, integer),
         "owns": (p, long, long, p, p, p, p, p),
         "losses": (p, long, long, p, p, p, p, real, p, p, p, p, long, p, integer, integer),
     }.items():

@@ -185,8 +185,137 @@ void owns(const float *block, long n, long m, const float *inverse_x, const floa
     }
 }
 
+#ifdef __AVX512F__
+#define WIDE 16
+#else
+#define WIDE 8
+#endif
+typedef float vector __attribute__((vector_size(4 * WIDE), aligned(4), may_alias));
+#define ROWS 4 /* embeddings at work at once */
+
+static inline vector load(const float *from) { return *(const vector *)from; }
+static inline void store(float *to, vector v) { *(vector *)to = v; }
+static inline float sum_of(vector v) {
+    float parts[4] = {0}, all[WIDE];
+    store(all, v);
+    for (int k = 0; k < WIDE; k += 4)
+        for (int part = 0; part < 4; part++) parts[part] += all[k + part];
+    return (parts[0] + parts[1]) + (parts[2] + parts[3]);
+}
+
+/* The vectors from row i on, the last of them again where there are no more. */
+static inline void some(const float *vectors, long i, long n, long d, const float **rows) {
+    for (long r = 0; r < ROWS; r++) rows[r] = vectors + (i + r < n ? i + r : n - 1) * d;
+}
+
+/* From the gradient g in the products to those in the embeddings and the class weights, for few classes, both by a
+factor. Each part of the rows adds up to its own (m, d) of sums: the same bits with any number of threads. */
+void gradients(const float *g, const float *x, const float *w, long n, long m, long d, const float *inverse_x,
+               const float *inverse_w, float factor, float *grad_x, float *grad_w, float *sums, long parts, int threads) {
+    PARALLEL(n * m * d)
+    for (long part = 0; part < parts; part++) {
+        long end = n * (part + 1) / parts;
+        float *own = sums + part * m * d, by[m][ROWS];
+        memset(own, 0, sizeof(float) * m * d);
+        for (long i = n * part / parts; i < end; i += ROWS) {
+            const float *v[ROWS], *row[ROWS];
+            float to[ROWS][d], along[ROWS];
+            long size = end - i < ROWS ? end - i : ROWS, k = 0;
+            some(x, i, n, d, v);
+            some(g, i, n, m, row);
+            for (long j = 0; j < m; j++)
+                for (int r = 0; r < ROWS; r++) by[j][r] = r < size ? row[r][j] : 0.0f;
+            vector inner[ROWS] = {{0}};
+            for (; k + 2 * WIDE <= d; k += 2 * WIDE) {
+                vector a[ROWS], b[ROWS], c[ROWS] = {{0}}, e[ROWS] = {{0}};
+                for (int r = 0; r < ROWS; r++) a[r] = load(v[r] + k), b[r] = load(v[r] + k + WIDE);
+                for (long j = 0; j < m; j++) {
+                    vector left = load(w + j * d + k), right = load(w + j * d + k + WIDE);
+                    vector sum_left = load(own + j * d + k), sum_right = load(own + j * d + k + WIDE);
+                    for (int r = 0; r < ROWS; r++) {
+                        c[r] += by[j][r] * left;
+                        e[r] += by[j][r] * right;
+                        sum_left += by[j][r] * a[r];
+                        sum_right += by[j][r] * b[r];
+                    }
+                    store(own + j * d + k, sum_left);
+                    store(own + j * d + k + WIDE, sum_right);
+                }
+                for (int r = 0; r < ROWS; r++) {
+                    store(to[r] + k, c[r]), store(to[r] + k + WIDE, e[r]);
+                    inner[r] += c[r] * a[r] + e[r] * b[r];
+                }
+            }
+            for (int r = 0; r < ROWS; r++) {
+                along[r] = sum_of(inner[r]);
+                for (long rest = k; rest < d; rest++) {
+                    float sum = 0.0f;
+                    for (long j = 0; j < m; j++) {
+                        sum += by[j][r] * w[j * d + rest];
+                        own[j * d + rest] += by[j][r] * v[r][rest];
+                    }
+                    to[r][rest] = sum;
+                    along[r] += sum * v[r][rest];
+                }
+            }
+            for (long r = 0; grad_x && r < size; r++) {
+                float outward = inverse_x ? along[r] * inverse_x[i + r] * inverse_x[i + r] : 0.0f;
+                for (long q = 0; q < d; q++) grad_x[(i + r) * d + q] = factor * (to[r][q] - outward * v[r][q]);
+            }
+        }
+    }
+    if (!grad_w) return;
+    memcpy(grad_w, sums, sizeof(float) * m * d);
+    for (long part = 1; part < parts; part++)
+        for (long k = 0; k < m * d; k++) grad_w[k] += sums[part * m * d + k];
+    if (inverse_w)
+        project(grad_w, w, m, d, inverse_w, factor, threads);
+    else
+        for (long k = 0; k < m * d; k++) grad_w[k] *= factor;
+}
+
 #ifdef HAS_POSITIVE
 #define TILE 16
+#define FEW 64 /* classes: rows side by side, not one after the other */
+
+/* finish and exponentials for up to TILE rows at once. */
+static inline void side_by_side(float *block, long m, int size, const float *inverse_x, const float *inverse_w,
+                                const float *bias, const int64_t *target, long tile, float scale,
+                                const float *const *rows, const long *steps, const float *settings, int keep,
+                                float *cosine, float *top, float *sum) {
+    float c[FEW][TILE], packed[NUMBER_OF_ROWS + 1][TILE];
+    int own[TILE];
+    for (int r = 0; r < TILE; r++) {
+        long i = tile + (r < size ? r : 0);
+        float by_row = inverse_x ? inverse_x[i] : 1.0f;
+        own[r] = (int)target[i];
+        for (int j = 0; j < (int)m; j++)
+            c[j][r] = block[i * m + j] * (inverse_w ? by_row * inverse_w[j] : 1.0f) + (bias ? bias[j] : 0.0f);
+        cosine[r] = c[own[r]][r];
+        for (int k = 0; k < NUMBER_OF_ROWS; k++) packed[k][r] = rows[k][i * steps[k]];
+        top[r] = -FLT_MAX;
+        sum[r] = 0.0f;
+    }
+    for (int j = 0; j < (int)m; j++)
+#pragma omp simd
+        for (int r = 0; r < TILE; r++) {
+            LOAD_PACKED
+            float similarity = j == own[r] ? -FLT_MAX : negative(c[j][r] ARGUMENTS);
+            top[r] = similarity > top[r] ? similarity : top[r];
+        }
+    for (int r = 0; r < TILE; r++) top[r] = larger(top[r] * scale, -FLT_MAX);
+    for (int j = 0; j < (int)m; j++)
+#pragma omp simd
+        for (int r = 0; r < TILE; r++) {
+            LOAD_PACKED
+            float power = exp2_(negative(c[j][r] ARGUMENTS) * scale - top[r]);
+            power = j == own[r] ? 0.0f : power;
+            sum[r] += power;
+            c[j][r] = power * negative_slope(c[j][r] ARGUMENTS);
+        }
+    for (int r = 0; keep && r < size; r++)
+        for (int j = 0; j < (int)m; j++) block[(tile + r) * m + j] = c[j][r];
+}
 
 /* Where a block holds all classes: the sum of the rows' losses, each times its share. With keep, the block becomes the gradient of
 their sum in the products. */
@@ -197,7 +326,10 @@ double losses(float *block, long n, long m, const float *inverse_x, const float 
     for (long tile = 0; tile < n; tile += TILE) {
         int size = n - tile < TILE ? (int)(n - tile) : TILE;
         float cosine[TILE], top[TILE], sum[TILE], factor[TILE], own_factor[TILE];
-        for (int r = 0; r < size; r++) {
+        if (m <= FEW)
+            side_by_side(block, m, size, inverse_x, inverse_w, bias, target, tile, scale, rows, steps, settings, keep,
+                         cosine, top, sum);
+        for (int r = 0; m > FEW && r < size; r++) {
             long i = tile + r;
             LOAD
             float *c = block + i * m;
