@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import distributed, nn
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -17,7 +18,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from cssoftmax import jobs, losses, training
+from cssoftmax.data import Split
 from cssoftmax.engine import chunked
+from cssoftmax.recipes import Recipe
 from cssoftmax.sharded import Sharded, shard_loss, step_drawn_rows
 
 C, D = 13, 6
@@ -383,6 +386,78 @@ def written_again(before, after):
         with torch.no_grad():
             model.loss.weight.to_local()[0] = float("nan")
     assert not training._finite(model, accelerator)  # all know of it
+
+
+def smooth(classes):
+    """A network without a kink, across which rounding would change what is learned."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 24), nn.Tanh(), nn.Linear(24, D))
+    return training.Classifier(network, losses.CSSoftmaxLoss(D, classes))
+
+
+def fitted(folder, name, shape=None, resume=False, sample_rate=1.0, classes=5):
+    """Two epochs of the training loop on all ranks' share of the batches; the weights as a whole."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randint(0, 256, (60, 1, 4, 4), generator=generator, dtype=torch.uint8)
+    split = Split(inputs, torch.arange(60) % 5, None)
+    recipe = Recipe(
+        "lenet", 1, D, epochs=2, batch_size=12, lr=0.2, momentum=0.9, ema=0.9, clip_norm=0.5, weight_decay=1e-3
+    )
+    model = smooth(classes)
+    if shape is not None:
+        names = ("data", "class")[-len(shape) :]
+        shard_loss(model.loss, init_device_mesh("cpu", shape, mesh_dim_names=names), sample_rate=sample_rate)
+    seen, AcceleratorState._shared_state = [], {}
+    accelerator = Accelerator(cpu=True)
+
+    def on_step(progress):
+        if progress.step == 7 and not resume:
+            signal.raise_signal(signal.SIGTERM)
+
+    def on_epoch(evaluated, metrics):
+        logits = training.embed(evaluated, split, accelerator=accelerator)[1]
+        seen.append([metrics["train_loss"], float(logits.square().sum())])
+
+    file = Path(folder, f"{name}.safetensors")
+    options = {"seed": 0, "accelerator": accelerator, "checkpoint": file, "on_epoch": on_epoch, "resume": resume}
+    try:
+        model = training.fit(model, split, recipe, on_step=on_step, **options)
+    except training.Interrupted:
+        return seen, None
+    return seen, {key: whole(value) for key, value in model.state_dict().items()}
+
+
+def fully_sharded_training(folder, expected):
+    """Launched with FSDP, alone and with the classes shared out, the loop does what one process does."""
+    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    world = distributed.get_world_size()
+    seen, weights = torch.load(expected)
+    for name, shape in (("fsdp", None), ("classes", (world,))):
+        first, _ = fitted(folder, name, shape)
+        network = training.read_tensors(Path(folder, f"{name}.safetensors"))[1]
+        assert network["model.network.1.weight"].shape == (24, 16)  # as a whole, in a plain file
+        rest, found = fitted(folder, name, shape, resume=True)
+        for key, value in weights.items():
+            close(found[key], value, 1e-4, f"{name}: {key}")
+        measured = torch.tensor(first + rest)
+        close(measured, torch.tensor(seen), 1e-4, f"{name}: measures")
+        everywhere = [torch.empty_like(measured) for _ in range(world)]
+        distributed.all_gather(everywhere, measured)
+        assert all(torch.equal(other, measured) for other in everywhere)
+    del os.environ["ACCELERATE_USE_FSDP"]
+
+
+def sampled_training(folder):
+    """Which classes a step draws follows from the seed and the step: all ranks end alike, stopped in between or not."""
+    world = distributed.get_world_size()
+    for name, shape in (("shared", (world,)), ("copied", (world, 1))):
+        _, straight = fitted(folder, f"{name}_straight", shape, resume=True, sample_rate=0.3, classes=40)
+        fitted(folder, name, shape, sample_rate=0.3, classes=40)
+        _, resumed = fitted(folder, name, shape, resume=True, sample_rate=0.3, classes=40)
+        first = resumed["loss.weight"].clone()
+        distributed.broadcast(first, 0)
+        assert torch.equal(first, resumed["loss.weight"])
+        assert all(torch.equal(resumed[key], value) for key, value in straight.items())
 
 
 def job(rank, world, port, folder, resume):

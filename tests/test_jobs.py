@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow
@@ -181,6 +182,7 @@ def test_a_validation_leaves_the_test_split_alone(tmp_path, make_photos):
         ({"changes": {"epochs": 0}}, RecipeError, "epochs: 0 is not a whole number in 1..100000"),
         ({"changes": {"depth": 3}}, RecipeError, "depth: no such setting"),
         ({"amp": "fp8"}, JobError, "amp: 'fp8' is not one of no, bf16, fp16"),
+        ({"sample_rate": 0.0}, JobError, r"sample_rate: 0.0 is outside \(0, 1\]"),
         ({"source": Source("nowhere")}, DataError, "unknown data set 'nowhere'"),
         ({"source": Source("digits", test_group="theo")}, DataError, "--test-group theo: unknown"),
         ({"source": Source("mnist", data_root="missing")}, DataError, "missing: no such folder"),
@@ -244,6 +246,33 @@ def test_a_run_that_died_goes_on_bit_for_bit(run, tmp_path, step):
     assert sorted(path.name for path in folder.iterdir()) == FILES
     assert weights(folder) == weights(whole)
     assert timeless(folder) == timeless(whole)
+
+
+def test_a_sample_of_the_classes_is_drawn_on_one_process_too(run):
+    drawn = run("drawn", sample_rate=0.5, changes={"epochs": 1})
+    assert weights(drawn) == weights(run("again", sample_rate=0.5, changes={"epochs": 1}))
+    assert not torch.distributed.is_initialized() and jobs.load_model(drawn).loss.weight.shape == (2, 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "environment", "message"),
+    [
+        ({"sample_rate": 0.5, "amp": "fp16"}, {}, "amp: fp16 does not go with --sample-rate; take bf16"),
+        ({"amp": "fp16"}, {"FSDP_VERSION": "2"}, "amp: fp16 does not go with FSDP; take bf16"),
+        ({}, {"FSDP_VERSION": "1"}, "fsdp_version: .* launch with --fsdp_version 2"),
+        (
+            {"recipe": {"proxy_width": 8}, "shard_classes": True},
+            {},
+            "recipe: its proxy is .* leave --shard-classes out",
+        ),
+    ],
+)
+def test_what_does_not_go_with_a_launch_is_named(monkeypatch, changes, environment, message):
+    if environment:
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+        monkeypatch.setenv("FSDP_VERSION", environment["FSDP_VERSION"])
+    with pytest.raises(JobError, match=message):
+        jobs._check_launch({"recipe": {}, "amp": "no"} | changes, SimpleNamespace(num_processes=2))
 
 
 def test_a_streamed_run_goes_on_at_its_exact_place(run, make_photos, tmp_path, monkeypatch):

@@ -140,6 +140,23 @@ def test_a_training_s_checkpoint_is_the_same_on_any_number_of_ranks(tmp_path):
         assert first.keys() == other.keys() and all(torch.equal(first[name], other[name]) for name in first)
 
 
+def test_a_network_shared_out_by_fsdp_and_sampled_classes_train_as_on_one_process(tmp_path):
+    first, _ = sharded_ranks.fitted(tmp_path, "whole")
+    rest, weights = sharded_ranks.fitted(tmp_path, "whole", resume=True)
+    torch.save((first + rest, weights), tmp_path / "whole.pt")
+    checks = (
+        ("fully_sharded_training", str(tmp_path), str(tmp_path / "whole.pt")),
+        ("sampled_training", str(tmp_path)),
+    )
+    failed = run(2, tmp_path / "two", *checks)
+    assert not failed, "\n".join(failed.values())
+    # What two processes wrote, one goes on with.
+    for name in ("fsdp", "classes"):
+        _, found = sharded_ranks.fitted(tmp_path, name, resume=True)
+        for key, value in weights.items():
+            sharded_ranks.close(found[key], value, 1e-4, key)
+
+
 def test_a_training_on_2_processes_stops_and_goes_on_with_3_and_its_weights_load_on_one(tmp_path):
     ended = {}
     for world, resume in ((2, False), (3, True)):

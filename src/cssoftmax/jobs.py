@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import Tensor
+from torch import Tensor, distributed
 
 from cssoftmax import __version__, files, losses, metrics, networks, processor, recipes, trackers, training
 from cssoftmax.card import model_card
@@ -122,13 +123,16 @@ def train(
     amp: Amp = "no",
     cpu: bool = False,
     shard_classes: bool = False,
+    sample_rate: float = 1.0,
     track: Sequence[str] = (),
     watcher: Watcher | None = None,
 ) -> Path:
     """Trains a network and a loss on ``source`` and writes the run's folder ``output``.
 
     Under ``accelerate launch`` or ``torchrun`` every process calls this; each has its share of every batch, and with
-    ``shard_classes`` its share of the classes, too (:func:`cssoftmax.sharded.shard_loss`). The main process writes.
+    ``shard_classes`` its share of the classes, too (:func:`cssoftmax.sharded.shard_loss`); launched with FSDP, it has
+    its share of the network. The main process writes. With a ``sample_rate`` below 1 each step sees the classes of its
+    batch and this share of the others (Partial FC).
 
     Into it go ``config.json`` (all that is needed to repeat the run), ``metrics.jsonl`` (a line an epoch),
     ``checkpoint.safetensors`` (until the run is done), ``weights.safetensors`` (network and class weights),
@@ -146,6 +150,8 @@ def train(
         cssoftmax.training.Interrupted: as they say.
     """
     _check_free(output)
+    if not 0 < sample_rate <= 1:
+        raise JobError(f"sample_rate: {sample_rate} is outside (0, 1]")
     if amp not in get_args(Amp):
         raise JobError(f"amp: {amp!r} is not one of {', '.join(get_args(Amp))}")
     trackers.check(track)
@@ -172,6 +178,7 @@ def train(
         "amp": amp,
         "cpu": cpu,
         "shard_classes": shard_classes,
+        "sample_rate": sample_rate,
         "track": list(track),
         "threads": torch.get_num_threads(),
         "versions": versions(),
@@ -182,8 +189,7 @@ def train(
             "shard_classes: there is one process, with all classes; start several: `accelerate launch "
             "--num_processes 2 -m cssoftmax train ... --shard-classes`"
         )
-    if shard_classes and amp == "fp16":
-        raise JobError("amp: fp16 does not go with --shard-classes; take bf16")
+    _check_launch(config, accelerator)
     if accelerator.is_main_process:
         files.write_json(output / "config.json", config)
     return _run(output, config, dataset, model, accelerator, watcher or Watcher())
@@ -203,6 +209,7 @@ def resume(
         raise JobError(f"{run}: this run is complete; `cssoftmax evaluate {run}` measures it anew")
     dataset = _dataset(config)
     model, accelerator = prepare(config, dataset, run)
+    _check_launch(config, accelerator)
     return _run(run, config, dataset, model, accelerator, watcher or Watcher())
 
 
@@ -394,6 +401,24 @@ def _run(
     accelerator: Accelerator,
     watcher: Watcher,
 ) -> Path:
+    alone = config.get("sample_rate", 1.0) < 1 and not distributed.is_initialized()
+    if alone:  # what a sharded loss needs, of one process
+        distributed.init_process_group(store=distributed.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    try:
+        return _trained(run, config, dataset, model, accelerator, watcher)
+    finally:
+        if alone and distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+def _trained(
+    run: Path,
+    config: Mapping[str, Any],
+    dataset: Dataset,
+    model: Classifier,
+    accelerator: Accelerator,
+    watcher: Watcher,
+) -> Path:
     recipe = _recipe(config)
     log, checkpoint = run / "metrics.jsonl", run / "checkpoint.safetensors"
     done = training.epochs_done(checkpoint)
@@ -403,10 +428,7 @@ def _run(
         for name, lines in (("skipped.txt", dataset.skipped), ("repeated.txt", dataset.repeated)):
             if lines:
                 files.write_bytes(run / name, "\n".join((*lines, "")).encode())
-    if config.get("shard_classes") and accelerator.num_processes > 1:
-        if recipe.proxy_width:
-            raise JobError("shard_classes: this recipe's proxy holds all classes; leave --shard-classes out")
-        _shard(model, accelerator)
+    _shard(model, config, accelerator)
     watcher.on_start(dataset, recipe, model, done)
     if accelerator.log_with:
         trackers.start(accelerator, run, {**config["loss"], **config["recipe"], "seed": config["seed"]})
@@ -456,13 +478,33 @@ def _run(
     return run
 
 
-def _shard(model: Classifier, accelerator: Accelerator) -> None:
+def _check_launch(config: Mapping[str, Any], accelerator: Accelerator) -> None:
+    """JobError where a run does not go with the way in which its processes were launched."""
+    fully = training.fully_sharded(accelerator)
+    shared = [name for name, there in (("--shard-classes", config.get("shard_classes")), ("FSDP", fully)) if there]
+    if fully and os.environ.get("FSDP_VERSION", "1") != "2":
+        raise JobError("fsdp_version: the network is shared out by FSDP 2; launch with --fsdp_version 2")
+    if config["recipe"].get("proxy_width") and shared and accelerator.num_processes > 1:
+        raise JobError(f"recipe: its proxy is on one process as a whole; leave {' and '.join(shared)} out")
+    if config.get("sample_rate", 1.0) < 1:
+        shared.append("--sample-rate")
+    if config["amp"] == "fp16" and shared:
+        raise JobError(f"amp: fp16 does not go with {' and '.join(shared)}; take bf16")
+
+
+def _shard(model: Classifier, config: Mapping[str, Any], accelerator: Accelerator) -> None:
+    """Shares out the classes over the processes, where that was asked for; or each has all, and draws the same some."""
+    processes, sample_rate = accelerator.num_processes, config.get("sample_rate", 1.0)
+    shared = config.get("shard_classes") and processes > 1
+    if not shared and sample_rate == 1:
+        return
     from torch.distributed.device_mesh import init_device_mesh
 
     from cssoftmax.sharded import shard_loss
 
-    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,), mesh_dim_names=("class",))
-    shard_loss(model.loss, mesh)
+    shape, names = ((processes,), ("class",)) if shared else ((processes, 1), ("data", "class"))
+    mesh = init_device_mesh(accelerator.device.type, shape, mesh_dim_names=names)
+    shard_loss(model.loss, mesh, sample_rate=sample_rate)
 
 
 def _evaluate(

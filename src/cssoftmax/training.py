@@ -1,5 +1,6 @@
 """The loop: every step's randomness is drawn from (seed, step) alone, so that a resumed run is the run."""
 
+import itertools
 import json
 import logging
 import math
@@ -13,6 +14,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
@@ -137,15 +139,27 @@ def fit(
     inputs = split.inputs.to(device) if isinstance(split.inputs, Tensor) else split.inputs
     target = split.target.to(device)
     augment = augmentation(recipe)
-    optimizer = _optimizer(model, recipe)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     chooser = None if proxy is None else _Chooser(proxy, recipe, accelerator)
-    average = _moving_average(model, recipe.ema) if recipe.ema else None
-    if device.type == "cuda":
-        model.network.compile()
-    network, prepared = accelerator.prepare(model.network, optimizer)
-    # A sharded loss sees to its own exchanges between processes.
-    loss = model.loss if is_sharded(model.loss.weight) else accelerator.prepare(model.loss)
+    fully = fully_sharded(accelerator)
+    average = _moving_average(model, recipe.ema, in_parts=fully) if recipe.ema else None
+    if fully:
+        for module in (model, average.module if average is not None else None):
+            _shard_network(cast(Classifier | None, module), accelerator)
+        optimizer = _optimizer(model, recipe)
+        network, prepared = model.network, accelerator.prepare_optimizer(optimizer)
+    else:
+        if device.type == "cuda":
+            model.network.compile()
+        optimizer = _optimizer(model, recipe)
+        network, prepared = accelerator.prepare(model.network, optimizer)
+    loss: nn.Module = model.loss
+    if not is_sharded(model.loss.weight):
+        loss = nn.parallel.DistributedDataParallel(loss) if fully else accelerator.prepare(loss)
+    elif getattr(model.loss, "sample_rate", 1.0) < 1:
+        from cssoftmax.sharded import step_drawn_rows
+
+        step_drawn_rows(optimizer, model.loss)
 
     batch_size = min(recipe.batch_size, len(target))
     steps_per_epoch = len(target) // batch_size
@@ -328,14 +342,23 @@ def embed(
     Raises:
         TrainingError: some of them are infinite or NaN.
     """
-    model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    in_parts = any(is_sharded(weight) for weight in model.network.parameters())
+    if not in_parts:
+        model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.eval()
     embeddings, logits = [], []
-    with torch.inference_mode(), accelerator.autocast():
+    # Not in inference mode, in which FSDP would gather weights that no training can use.
+    with torch.no_grad(), accelerator.autocast():
         for _, batch in read_ahead(split.inputs, torch.split(torch.arange(len(split.inputs)), batch_size)):
             vectors = model.network(as_input(view(as_input(batch.to(accelerator.device)))))
             embeddings.append(vectors.float().cpu())
             logits.append(model.loss.logits(vectors).float().cpu())
+    if in_parts:
+        from torch.distributed.fsdp import FSDPModule
+
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # it holds the whole weights for a backward pass
     found = torch.cat(embeddings), torch.cat(logits)
     if not all(values.isfinite().all() for values in found):
         raise TrainingError("lr: the network's outputs are infinite or NaN; train anew with a lower --lr")
@@ -428,8 +451,29 @@ def part_like(like: Tensor, value: Tensor) -> Tensor:
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
-def _moving_average(model: Classifier, decay: float) -> AveragedModel:
-    if is_sharded(model.loss.weight):  # which does not go into one operation with whole ones
+def fully_sharded(accelerator: Accelerator) -> bool:
+    """Whether the processes were launched to share out the network by FSDP; on CPUs accelerate itself ignores that."""
+    return accelerator.num_processes > 1 and bool(parse_flag_from_env("ACCELERATE_USE_FSDP"))
+
+
+def _shard_network(model: Classifier | None, accelerator: Accelerator) -> None:
+    """By FSDP2 as accelerate was told to, in place: parameters become DTensors."""
+    from accelerate.utils import FullyShardedDataParallelPlugin
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+    if model is None:
+        return
+    if getattr(accelerator.state, "fsdp_plugin", None) is None:
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+    # Every process has the same weights already.
+    accelerator.state.fsdp_plugin.cpu_ram_efficient_loading = False
+    for parameter in model.network.parameters():
+        parameter.data = parameter.data.contiguous()  # in the order that FSDP cuts up
+    fsdp2_prepare_model(accelerator, model.network)
+
+
+def _moving_average(model: Classifier, decay: float, *, in_parts: bool = False) -> AveragedModel:
+    if in_parts or is_sharded(model.loss.weight):  # which do not go into one operation with whole ones
         return AveragedModel(model, avg_fn=get_ema_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
     average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
     return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
@@ -437,14 +481,14 @@ def _moving_average(model: Classifier, decay: float) -> AveragedModel:
 
 def _clip_gradients(model: Classifier, norm: float) -> None:
     """Scales all gradients so that together they are no longer than ``norm``."""
-    parts: list[list[nn.Parameter]] = [[], []]
+    parts: dict[Any, list[nn.Parameter]] = {}  # those that are shared out over the same processes
     for parameter in model.parameters():
         if parameter.grad is not None:
-            parts[is_sharded(parameter)].append(parameter)
-    norms = [whole(get_total_norm([p.grad for p in part if p.grad is not None])) for part in parts if part]
+            parts.setdefault(getattr(parameter, "device_mesh", None), []).append(parameter)
+    norms = [whole(get_total_norm([p.grad for p in part if p.grad is not None])) for part in parts.values()]
     total = torch.linalg.vector_norm(torch.stack(norms))
     factor = (norm / (total + 1e-6)).clamp(max=1.0)
-    for parameter in (*parts[0], *parts[1]):
+    for parameter in itertools.chain.from_iterable(parts.values()):
         gradient = parameter.grad
         assert gradient is not None
         _local(gradient).mul_(factor)

@@ -49,7 +49,8 @@ Examples:
   cssoftmax train digits --track tensorboard && tensorboard --logdir runs
   cssoftmax train --resume runs/digits-cs-softmax-0
   cssoftmax train hf:OWNER/NAME --stream --shuffle-buffer 20000
-  accelerate launch --num_processes 4 -m cssoftmax train hf:OWNER/NAME --shard-classes
+  accelerate launch --num_processes 4 -m cssoftmax train hf:OWNER/NAME --shard-classes --sample-rate 0.1
+  accelerate launch --num_processes 4 --use_fsdp --fsdp_version 2 -m cssoftmax train photos/ --network resnet18
 
 Settings that are left out come from the recipe of the data set, or of its kind: its quick one, or
 --recipe best. The run's folder receives config.json (all that is needed to repeat it), metrics.jsonl (a line an epoch),
@@ -130,6 +131,10 @@ def train(
     shard_classes: Annotated[
         bool, typer.Option("--shard-classes", help="Share out the class weights over the processes; see above.")
     ] = False,
+    sample_rate: Annotated[
+        float,
+        typer.Option(help="In each step, of the classes that the batch does not have, this share, drawn anew."),
+    ] = 1.0,
     track: Annotated[
         list[str] | None,
         typer.Option(help="Tell tensorboard, wandb, mlflow, ... of every epoch; may be repeated."),
@@ -190,6 +195,7 @@ def train(
                 amp=amp,
                 cpu=cpu,
                 shard_classes=shard_classes,
+                sample_rate=sample_rate,
                 track=track or (),
                 watcher=display.watcher,
             )

@@ -44,6 +44,8 @@ from cssoftmax.data.sources import (
 
 DECODERS = min(8, os.cpu_count() or 1)
 """Threads that decode, and batches that they are ahead."""
+TOGETHER = 256
+"""Samples that are held encoded while they are decoded."""
 OPEN_FILES = 32
 """Parquet files that are held open: to open one again means to read its directory again."""
 
@@ -162,11 +164,12 @@ class Streamed:
 
     def __getitem__(self, index: Tensor | slice) -> Tensor:
         rows = self.rows[index]
-        if not len(rows):
-            return torch.empty(0, *self.shape[1:], dtype=self.dtype)
-        return prepare(
-            self.encoded(rows), self.preprocessing, names=[self.source.describe(row) for row in rows.tolist()]
-        )
+        decoded = torch.empty(len(rows), *self.shape[1:], dtype=self.dtype)
+        for places in torch.split(rows.argsort(), TOGETHER):  # shard by shard
+            names = [self.source.describe(row) for row in rows[places].tolist()]
+            if names:
+                decoded[places] = prepare(self.encoded(rows[places]), self.preprocessing, names=names)
+        return decoded
 
     def encoded(self, rows: Tensor) -> list[bytes | Path]:
         """Files of some of the source's rows."""
