@@ -378,9 +378,9 @@ def written_again(before, after):
             optimizer.step()
             average.update_parameters(model)
     else:
-        assert training._load(Path(before), model, optimizer, average, None, progress) == progress
+        assert training._load(Path(before), model, optimizer, average, None, None, progress) == progress
         assert isinstance(optimizer.state[model.loss.weight]["momentum_buffer"], DTensor)
-    training._save(Path(after), model, optimizer, average, accelerator, progress)
+    training._save(Path(after), model, optimizer, average, None, accelerator, progress)
     assert training._finite(model, accelerator)
     if distributed.get_rank() == 0:
         with torch.no_grad():
