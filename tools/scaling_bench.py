@@ -1,9 +1,11 @@
 """Measures the sharded head on this machine and writes results/scaling/*.json.
 
-    python tools/scaling_bench.py [--classes 1000000] [--output results/scaling]
+    python tools/scaling_bench.py [--classes 1000000] [--processes N] [--output results/scaling]
 
 Time: one process with one thread against several with one thread each, on the same rows; by the clock, for which the
-machine must do nothing else, and in seconds of computing by the busiest process, which other work disturbs less.
+machine must do nothing else, and in seconds of computing by the busiest process, which other work disturbs less; how
+much of the clock passes in exchanges, waiting for the others among it, and how long these take where nobody waits. With
+``--processes`` only the runs of so many are measured, and the others in the file stay.
 Memory: what steps add to a process, beside the libraries' some hundred MB. Bias: a sampled head against the whole one.
 """
 
@@ -20,7 +22,7 @@ import torch
 from torch import distributed, multiprocessing
 from torch.distributed.device_mesh import init_device_mesh
 
-from cssoftmax import CSSoftmaxLoss, files, processor
+from cssoftmax import CSSoftmaxLoss, files, processor, sharded
 from cssoftmax.sharded import shard_loss, step_drawn_rows
 
 ROWS, SIZE = 256, 128
@@ -29,6 +31,26 @@ ROWS, SIZE = 256, 128
 def peak() -> int:
     """The most memory that the process ever had, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def timed(exchange, spent: list[float]):
+    def run(*arguments, **options):
+        start = time.perf_counter()
+        found = exchange(*arguments, **options)
+        spent.append(time.perf_counter() - start)
+        return found
+
+    return run
+
+
+def exchanges(world: int, group) -> None:
+    """Those of a step: rows and labels, cosines to the own classes and sums; backward, sums and rows."""
+    sharded._all_gathered(torch.zeros(ROWS // world, SIZE), group)
+    sharded._all_gathered(torch.zeros(ROWS // world, dtype=torch.int64), group)
+    sharded._all_gathered(torch.zeros(1, 2, ROWS), group)
+    for _ in range(4):
+        sharded._all_reduce(torch.zeros(ROWS), group)
+    sharded._reduce_scattered(torch.zeros(ROWS, SIZE), group)
 
 
 def rank(number: int, world: int, folder: str, classes: int, sample_rate: float, repeats: int) -> None:
@@ -47,7 +69,10 @@ def rank(number: int, world: int, folder: str, classes: int, sample_rate: float,
     optimizer = torch.optim.SGD(loss.parameters(), lr=0.1, momentum=0.9)
     if sample_rate < 1:
         step_drawn_rows(optimizer, loss)
-    seconds: dict[str, list[float]] = {"head": [], "step": [], "cpu": []}
+    spent: list[float] = []
+    for exchange in ("_all_reduce", "_all_gathered", "_reduce_scattered"):
+        setattr(sharded, exchange, timed(getattr(sharded, exchange), spent))
+    seconds: dict[str, list[float]] = {"head": [], "step": [], "cpu": [], "exchange": []}
     for repeat in range(repeats + 1):
         torch.manual_seed(repeat)
         x, y = torch.randn(ROWS, SIZE), torch.randint(classes, (ROWS,))
@@ -55,6 +80,7 @@ def rank(number: int, world: int, folder: str, classes: int, sample_rate: float,
         x, y = x[own].requires_grad_(), y[own]
         optimizer.zero_grad()
         distributed.barrier()
+        spent.clear()
         start, used = time.perf_counter(), time.process_time()
         loss(x, y).backward()
         head = time.perf_counter() - start
@@ -63,6 +89,12 @@ def rank(number: int, world: int, folder: str, classes: int, sample_rate: float,
             seconds["head"].append(head)
             seconds["step"].append(time.perf_counter() - start)
             seconds["cpu"].append(time.process_time() - used)
+            seconds["exchange"].append(sum(spent))
+    for _ in range(20):
+        distributed.barrier()
+        start = time.perf_counter()
+        exchanges(world, mesh.get_group())
+        seconds.setdefault("alone", []).append(time.perf_counter() - start)
     found = {name: statistics.median(values) for name, values in seconds.items()}
     found |= {"spread": [min(seconds["step"]), max(seconds["step"])], "bytes": peak() - before}
     Path(folder, f"{number}.json").write_text(json.dumps(found))
@@ -84,6 +116,8 @@ def measured(world: int, classes: int, sample_rate: float, repeats: int) -> dict
         "sample_rate": sample_rate,
         "head_seconds": slowest["head"],
         "step_seconds": slowest["step"],
+        "exchange_seconds": min(found["exchange"] for found in ranks),
+        "exchange_seconds_alone": max(found["alone"] for found in ranks),
         "cpu_seconds_a_process": max(found["cpu"] for found in ranks),
         "step_seconds_least_and_most": slowest["spread"],
         "bytes_a_process": max(found["bytes"] for found in ranks),
@@ -139,6 +173,7 @@ def bias(classes: int = 10_000, rows: int = 64, draws: int = 100) -> list[dict[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classes", type=int, default=1_000_000)
+    parser.add_argument("--processes", type=int)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path("results/scaling"))
     options = parser.parse_args()
@@ -149,9 +184,16 @@ def main() -> None:
         "command": "python tools/scaling_bench.py",
     }
     settings = [(1, 1.0), (2, 1.0), (4, 1.0), (1, 0.1), (2, 0.1)]
-    runs = [measured(world, options.classes, rate, options.repeats) for world, rate in settings]
-    files.write_json(options.output / "head.json", about | {"runs": runs})
-    files.write_json(options.output / "sampling.json", about | {"rows": bias()})
+    path = options.output / "head.json"
+    runs = json.loads(path.read_text())["runs"] if options.processes else []
+    for world, rate in settings:
+        if options.processes in (None, world):
+            runs = [run for run in runs if (run["processes"], run["sample_rate"]) != (world, rate)]
+            runs.append(measured(world, options.classes, rate, options.repeats))
+    runs.sort(key=lambda run: (-run["sample_rate"], run["processes"]))
+    files.write_json(path, about | {"runs": runs})
+    if options.processes is None:
+        files.write_json(options.output / "sampling.json", about | {"rows": bias()})
 
 
 if __name__ == "__main__":
