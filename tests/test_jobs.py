@@ -251,6 +251,7 @@ def test_a_run_that_died_goes_on_bit_for_bit(run, tmp_path, step):
 def test_a_sample_of_the_classes_is_drawn_on_one_process_too(run):
     drawn = run("drawn", sample_rate=0.5, changes={"epochs": 1})
     assert weights(drawn) == weights(run("again", sample_rate=0.5, changes={"epochs": 1}))
+    assert 0 < epochs(drawn)[0]["train_accuracy"] <= 1
     assert not torch.distributed.is_initialized() and jobs.load_model(drawn).loss.weight.shape == (2, 8)
 
 
