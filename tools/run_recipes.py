@@ -57,7 +57,7 @@ def main() -> int:
     for name in arguments.names or (known if arguments.gpu else COMPARISONS):
         words, seeds = known[name]
         command = [sys.executable, "-m", "cssoftmax", "compare", *shlex.split(words), "--recipe", "best"]
-        command += ["--losses", "softmax,cs-softmax", "--seeds", str(arguments.seeds or seeds), "--amp", arguments.amp]
+        command += ["--losses", "cs-softmax,softmax", "--seeds", str(arguments.seeds or seeds), "--amp", arguments.amp]
         command += ["--jobs", str(arguments.jobs), "--output", str(RESULTS / name)]
         if arguments.data_root:
             command += ["--data-root", arguments.data_root]
