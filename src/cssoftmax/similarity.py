@@ -344,7 +344,7 @@ def default_scale(similarity: Similarity, num_classes: int, probability: float =
 
     Perfect: cosine 1 to the own class, 0 to all others. Then scale * (P(1) - N(0)) = log((C - 1) p / (1 - p)), and the
     loss's floor, -log p, is the same for every loss of the family, whatever its margin. A margin that differs by class
-    enters by its mean gap.
+    enters by its mean gap. ValueError if that is not above 0, as from CosFace's margin 1 on.
 
     >>> round(default_scale(CosFace(), num_classes=10), 2)
     9.1
@@ -353,6 +353,8 @@ def default_scale(similarity: Similarity, num_classes: int, probability: float =
     one, zero = torch.ones(num_classes, dtype=torch.float64), torch.zeros(num_classes, dtype=torch.float64)
     rows = similarity.rows(one, one, target)
     gap = (similarity.positive(one, rows) - similarity.negative(zero, rows)).mean().item()
+    if gap <= 0:
+        raise ValueError("scale: at such a margin not even a perfect embedding tells classes apart; give a scale")
     return math.log(max(num_classes - 1, 1) * probability / (1 - probability)) / gap
 
 

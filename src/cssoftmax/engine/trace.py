@@ -12,6 +12,7 @@ shape), and one for each of the functions in ``FUNCTIONS``. Arithmetic is writte
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -93,7 +94,7 @@ def function(key: Key, name: str, language: Language) -> Function:
 
     try:
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            graph = make_fx(traced, decomposition_table=dict(core_aten_decompositions()), tracing_mode="fake")(
+            graph = make_fx(traced, decomposition_table=_decompositions(), tracing_mode="fake")(
                 torch.zeros(2, 3), *(torch.zeros(2, 1) for _ in range(key.num_rows))
             ).graph
     except Exception as error:  # whatever a user's method raises
@@ -118,6 +119,12 @@ def function(key: Key, name: str, language: Language) -> Function:
     value = _text(result, values, language, as_float=True)
     used = [k for k, node in enumerate(inputs[1:]) if node.users]
     return Function(used, lines, value, result.meta["val"].shape != (2, 3))
+
+
+@cache
+def _decompositions() -> dict[Any, Callable[..., Any]]:
+    """Into core operations; PyTorch takes a tenth of a second to list them."""
+    return dict(core_aten_decompositions())
 
 
 def _expression(name: str, node: Node, values: dict[Node, str], language: Language) -> str:
