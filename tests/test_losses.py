@@ -775,6 +775,21 @@ def test_adacos_moves_its_scale_as_the_paper_says(seed, shape):
         torch.testing.assert_close(value, F.cross_entropy(scale * cosines, y))
 
 
+def test_adacos_stays_finite_where_all_has_fallen_together():
+    loss, x = AdaCosLoss(3, 5), torch.ones(4, 3, requires_grad=True)
+    loss.weight.data.fill_(1.0)
+    for _ in range(300):
+        (gradient,) = torch.autograd.grad(loss(x, torch.arange(4)), x)
+    assert loss.scale == 1000 and gradient.isfinite().all()
+
+
+def test_magface_in_float16_has_infinite_gradients_at_worst_which_loss_scaling_takes_for_what_they_are():
+    loss = MagFaceLoss(2, 3, lower_norm=1e-3, upper_norm=2e-3, scale=1e4)
+    x = torch.tensor([[1e-4, 1e-4]], dtype=torch.float16, requires_grad=True)
+    (gradient,) = torch.autograd.grad(loss(x, torch.tensor([1])), x)
+    assert gradient.dtype == torch.float16 and gradient.isinf().any() and not gradient.isnan().any()
+
+
 @pytest.mark.parametrize("classes", [1, 2])
 def test_adacos_keeps_a_scale_above_zero_with_two_classes(classes):
     loss = AdaCosLoss(4, classes)

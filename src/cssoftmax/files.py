@@ -49,10 +49,18 @@ def aside(path: Path) -> Iterator[BinaryIO]:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Adds a line to a text file; OSError names ``path`` and the reason."""
+    """Adds a line to a text file, to disk, or leaves the file as it was; OSError names ``path`` and the reason."""
+    content = (line + "\n").encode()
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with path.open("ab", buffering=0) as file:
+            end = file.tell()
+            try:
+                while content:
+                    content = content[file.write(content) :]
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(end)
+                raise
     except OSError as error:
         raise _cannot_write(path, error) from error
 

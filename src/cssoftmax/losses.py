@@ -589,8 +589,9 @@ class AdaCosLoss(SimilarityLoss):
 
     Source: Zhang et al., "AdaCos: Adaptively Scaling Cosine Logits for Effectively Learning Deep Face Representations",
     2019, arXiv:1905.00292, sections 4.1 and 4.2. Departures: both rules give a scale of 0 or less where C <= 2, so
-    it never falls below sqrt(2) log 2, the first rule's value for C = 3; with several processes theta is the mean of
-    their medians. The dynamic scale costs a second (N, C) product.
+    it never falls below sqrt(2) log 2, the first rule's value for C = 3; where embeddings and class weights have all
+    fallen together the second multiplies it step by step, so it never rises above 1000; with several processes theta is
+    the mean of their medians. The dynamic scale costs a second (N, C) product.
 
     >>> loss = AdaCosLoss(4, 10)
     >>> before = loss.scale.item()
@@ -627,7 +628,7 @@ class AdaCosLoss(SimilarityLoss):
         count, total, angles = self._over_processes(sums)
         scale = (self.scale + (total / count).log()) / (angles / count).clamp(max=math.pi / 4).cos()
         least = math.sqrt(2) * math.log(2)
-        _move(cast(Tensor, self.scale), scale.clamp(min=least), 1.0, count > 0)
+        _move(cast(Tensor, self.scale), scale.clamp(least, 1000.0), 1.0, count > 0)
 
 
 class CurricularFaceLoss(SimilarityLoss):
@@ -739,6 +740,9 @@ class MagFaceLoss(SimilarityLoss):
 
     def forward(self, embeddings: Tensor, target: Tensor) -> Tensor:
         """As :meth:`SimilarityLoss.forward`, with the term in the length."""
+        functional.check_embeddings(embeddings, self.weight)
+        # Both add to the gradient: in half precision, where one may have no room, inf - inf would be NaN.
+        embeddings = embeddings.to(functional.compute_dtype(embeddings, self.weight))
         value = super().forward(embeddings, target)
         if self.norm_weight == 0:
             return value

@@ -65,6 +65,10 @@ def explained(command: Callable[P, None]) -> Callable[P, None]:
 def _explanation(error: Exception, options: Iterable[str]) -> str:
     """One line; where the error begins with a setting's name, that of the option that sets it."""
     text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        text = (
+            f"{error.filename}: {error.strerror}; check that it is there, that you may use it, and that there is room"
+        )
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in text):
         return f"not enough memory ({text or 'MemoryError'}); lower --batch-size, --width or --image-size"
     if isinstance(error, RuntimeError) and not isinstance(error, training.TrainingError):

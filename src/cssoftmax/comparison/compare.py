@@ -5,7 +5,6 @@ Trials and runs are written as they finish: a line each in ``trials.jsonl`` and 
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -143,10 +142,7 @@ class _Lines:
                 files.write_bytes(path, whole)
 
     def add(self, line: Line) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        files.append_line(self.path, json.dumps(line))
         self.lines.append(line)
 
     def of(self, loss: str, group: str | None) -> list[Line]:
