@@ -589,9 +589,9 @@ class AdaCosLoss(SimilarityLoss):
 
     Source: Zhang et al., "AdaCos: Adaptively Scaling Cosine Logits for Effectively Learning Deep Face Representations",
     2019, arXiv:1905.00292, sections 4.1 and 4.2. Departures: both rules give a scale of 0 or less where C <= 2, so
-    it never falls below sqrt(2) log 2, the first rule's value for C = 3; where embeddings and class weights have all
-    fallen together the second multiplies it step by step, so it never rises above 1000; with several processes theta is
-    the mean of their medians. The dynamic scale costs a second (N, C) product.
+    it never falls below sqrt(2) log 2, the first rule's value for C = 3; where embeddings lie on other classes than
+    their own the second multiplies it step by step, so it never rises above 1000; with several processes theta is the
+    mean of their medians. The dynamic scale costs a second (N, C) product.
 
     >>> loss = AdaCosLoss(4, 10)
     >>> before = loss.scale.item()
