@@ -313,3 +313,22 @@ def test_a_step_on_a_gpu_waits_for_nothing(name, monkeypatch):
         assert x.grad.shape == x.shape
         with pytest.raises(DataDependentOutputException):
             int(y.max())
+
+
+@pytest.mark.parametrize("engine", ["eager", "fused", "compiled", "chunked"])
+def test_results_are_the_same_by_one_two_and_more_threads(engine):
+    """The loss to its last bit but one, gradients to six digits of the largest: sums are added in another order."""
+    torch.manual_seed(0)
+    x, w, y = torch.randn(300, 16, requires_grad=True), torch.randn(400, 16, requires_grad=True), torch.arange(300)
+    found, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            value = similarity_loss(x, w, y, CSSoftmax(0.2, 0.25), scale=12.0, implementation=engine)
+            found.append((value.detach(), *torch.autograd.grad(value, (x, w))))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        torch.testing.assert_close(other[0], found[0][0], rtol=2e-7, atol=0)
+        for got, wanted in zip(other[1:], found[0][1:], strict=True):
+            torch.testing.assert_close(got, wanted, rtol=0, atol=1e-6 * wanted.abs().max().item())
