@@ -101,8 +101,8 @@ def main() -> int:
         print("planted fault:", "found" if caught else f"not found\n{found.stdout}{found.stderr}", flush=True)
         shapes = run(*here, "grid")
         print("grid:", shapes.stdout.strip() if shapes.returncode == 0 else shapes.stderr, flush=True)
-        tests = run(sys.executable, "-m", "pytest", "-n", "0", *TESTS)
-        print(tests.stdout[-3000:], tests.stderr[-3000:] if tests.returncode else "")
+        tests = run(sys.executable, "-m", "pytest", "-n", "0", "--capture=sys", *TESTS)
+        print(tests.stdout[-3000:], tests.stderr[:6000] if tests.returncode else "")
     passed = re.search(r"(\d+) passed", tests.stdout)
     fine = [caught, shapes.returncode == 0, tests.returncode == 0]
     result = {

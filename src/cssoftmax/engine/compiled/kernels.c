@@ -14,8 +14,8 @@ reads these for row i. */
 
 /* Relative error below 2e-7; 0 below 2^-126. */
 static inline float exp2_(float x) {
-    float bounded = x < -127.0f ? -127.0f : x > 128.0f ? 128.0f : x; /* NaN stays NaN */
-    float whole = rintf(bounded), part = bounded - whole;
+    float bounded = x > -127.0f ? (x < 128.0f ? x : 128.0f) : -127.0f; /* of NaN a number: it becomes an integer */
+    float whole = rintf(bounded), part = x - whole;                    /* and here it stays NaN */
     float power = 1.5353362e-4f;
     power = power * part + 1.3398874e-3f;
     power = power * part + 9.6184374e-3f;
@@ -23,17 +23,17 @@ static inline float exp2_(float x) {
     power = power * part + 2.4022648e-1f;
     power = power * part + 6.9314720e-1f;
     power = power * part + 1.0f;
-    int32_t bits = ((int32_t)whole + 127) * (1 << 23);
+    uint32_t bits = (uint32_t)((int32_t)whole + 127) << 23;
     float scale;
     memcpy(&scale, &bits, 4);
     return x < -126.0f ? 0.0f : power * scale;
 }
 
 static inline float log2_(float x) {
-    int32_t bits, exponent;
+    uint32_t bits;
     memcpy(&bits, &x, 4);
-    exponent = (bits - 0x3f3504f3) >> 23; /* so that the rest is in [sqrt(1/2), sqrt(2)) */
-    bits -= exponent * (1 << 23);
+    int32_t exponent = (int32_t)(bits - 0x3f3504f3u) >> 23; /* so that the rest is in [sqrt(1/2), sqrt(2)) */
+    bits -= (uint32_t)exponent << 23;
     float rest;
     memcpy(&rest, &bits, 4);
     float s = (rest - 1.0f) / (rest + 1.0f), square = s * s;
