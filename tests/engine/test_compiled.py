@@ -144,3 +144,10 @@ def test_rows_alone_are_left_to_fused_or_where_the_matrix_is_large_to_chunked(mo
     monkeypatch.setattr(compiled.rowwise, "SMALL", 10)
     similarity_loss(*draw(), CosFace(), scale=9.0, implementation="compiled", reduction="none")
     assert calls == ["none", "mean", "chunked"]
+
+
+@needs_a_compiler
+@pytest.mark.parametrize("features", [compiled.NARROW, compiled.NARROW + 1, 700_000])
+def test_few_classes_may_have_any_number_of_features(features):
+    sides = draw(n=5, d=features, c=3)
+    assert_same(run("compiled", CosFace(0.1), *sides), run("eager", CosFace(0.1), *sides))

@@ -68,8 +68,10 @@ def loss(
     )
 
 
-# Classes up to which the kernels' own products to the gradients are faster than a library's.
+# Classes up to which the kernels' own products to the gradients are faster than a library's, and the features up to
+# which they find room for a few rows on the stack.
 FEW = 64
+NARROW = 8192
 
 
 class _Loss(torch.autograd.Function):
@@ -124,7 +126,7 @@ class _Loss(torch.autograd.Function):
         if needs_bias:
             grad_bias = g.sum(0).mul_(factor)
         sphere = ctx.similarity.normalized == "both"
-        if w.shape[0] <= FEW:
+        if w.shape[0] <= FEW and w.shape[1] <= NARROW:
             by_row = inverse_x if sphere else None
             grad_x, grad_w = ctx.kernels.gradients(g, x, w, by_row, inverse_w, factor, needs_x, needs_w)
             return grad_x, grad_w, grad_bias, None, None, None, None
