@@ -349,16 +349,20 @@ def prepare(config: Mapping[str, Any], dataset: Dataset, run: Path | None = None
     return model, accelerator
 
 
-def proxy_of(config: Mapping[str, Any], dataset: Dataset) -> Classifier | None:
+def proxy_of(config: Mapping[str, Any], model: Classifier) -> Classifier | None:
     """The narrow twin of a run's model that chooses what it is trained on, before its first step, or None."""
     width = _recipe(config).proxy_width
     if not width:
         return None
     torch.manual_seed(config["seed"])
-    narrow = {**config, "recipe": {**config["recipe"], "width": width}}
-    known = _looked_at(dataset.train, config["seed"])
-    proxy = _build(narrow, channel_statistics(known))
-    _fit_whitening(proxy.network, known)
+    proxy = _build({**config, "recipe": {**config["recipe"], "width": width}}, None)
+    of_data = [
+        [layer for layer in one.network.modules() if isinstance(layer, Standardize | Whitening)]
+        for one in (proxy, model)
+    ]
+    for own, its in zip(*of_data, strict=True):
+        for name, buffer in own.named_buffers():
+            buffer.copy_(its.get_buffer(name))
     return proxy
 
 
@@ -456,7 +460,7 @@ def _trained(
             accelerator=accelerator,
             checkpoint=checkpoint,
             resume=True,
-            proxy=proxy_of(config, dataset),
+            proxy=proxy_of(config, model),
             on_step=watcher.on_step,
             on_epoch=on_epoch,
         )
@@ -554,7 +558,7 @@ def _evaluate(
         "seed": config["seed"],
         "measures": measures,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "flops": training.flops(model, dataset.train, recipe.epochs, proxy_of(config, dataset)),
+        "flops": training.flops(model, dataset.train, recipe.epochs, proxy_of(config, model)),
         "seconds": seconds,
         "device": processor.describe(str(accelerator.device)),
         "versions": versions(),

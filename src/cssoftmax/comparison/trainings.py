@@ -94,7 +94,7 @@ def _try(setup: Setup, task: Task, on_step: Callable[[Progress], None]) -> Line:
             accelerator=accelerator,
             checkpoint=checkpoint(setup, task),
             resume=True,
-            proxy=jobs.proxy_of(config, dataset),
+            proxy=jobs.proxy_of(config, model),
             on_step=on_step,
         )
     except training.Diverged as error:

@@ -1,30 +1,10 @@
-"""CIFAR-100, 32x32, a narrow ResNet-9: minutes on two CPU cores."""
+"""CIFAR-100, 32x32, as CIFAR-10: a narrow ResNet-9, minutes on two CPU cores; the best for hours."""
+
+from dataclasses import replace
 
 from cssoftmax.data.augment import ImageAugment
-from cssoftmax.recipes.recipe import Recipe
+from cssoftmax.recipes import cifar10
 
-RECIPE = Recipe(
-    network="resnet9",
-    width=16,
-    embedding_size=128,
-    epochs=10,
-    batch_size=256,
-    lr=0.2,
-    augment=ImageAugment(flip=True, crop_padding=4),
-)
+RECIPE = cifar10.RECIPE
 
-BEST = Recipe(
-    network="whitenet",
-    width=128,
-    embedding_size=256,
-    epochs=45,
-    batch_size=1024,
-    lr=0.6,
-    bias_lr_scale=16,
-    weight_decay=2.6e-3,
-    momentum=0.85,
-    label_smoothing=0.2,
-    proxy_width=32,
-    augment=ImageAugment(flip=True, crop_padding=4, cutout=8),
-    average_views=True,
-)
+BEST = replace(cifar10.BEST, embedding_size=256, augment=ImageAugment(flip=True, crop_padding=4, cutout=8))
