@@ -217,7 +217,7 @@ def test_memory_that_runs_out_is_one_line_and_a_fault_of_ours_is_not(command, mo
     fail("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
     code, _, err = command("train")
     assert (code, err.count("\n")) == (1, 1)
-    assert err.startswith("error: not enough memory") and "lower --batch-size" in err
+    assert err.startswith("error: not enough memory") and "lower --batch-size" in err and "or add --stream" in err
     fail("a bug")
     monkeypatch.setattr(sys, "argv", ["cssoftmax", "train"])
     with pytest.raises(RuntimeError, match="a bug"):

@@ -70,7 +70,8 @@ def _explanation(error: Exception, options: Iterable[str]) -> str:
             f"{error.filename}: {error.strerror}; check that it is there, that you may use it, and that there is room"
         )
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in text):
-        return f"not enough memory ({text or 'MemoryError'}); lower --batch-size, --width or --image-size"
+        more = ", or add --stream" if "stream" in options else ""
+        return f"not enough memory ({text or 'MemoryError'}); lower --batch-size, --width or --image-size{more}"
     if isinstance(error, RuntimeError) and not isinstance(error, training.TrainingError):
         raise error
     name = re.match(r"\w+(?=: )", text)
