@@ -276,6 +276,20 @@ def test_what_does_not_go_with_a_launch_is_named(monkeypatch, changes, environme
         jobs._check_launch({"recipe": {}, "amp": "no"} | changes, SimpleNamespace(num_processes=2))
 
 
+def test_a_proxy_sees_inputs_as_its_model_does(run, make_photos):
+    source = Source(str(make_photos("square")), image_size=32)
+    config = jobs.read_config(run("whitened", source=source, changes={"network": "whitenet", "proxy_width": 1}))
+    dataset, config["recipe"]["proxy_width"] = source.load(seed=0), 0
+    model, _ = jobs.prepare(config, dataset)
+    assert jobs.proxy_of(config, model) is None
+    config["recipe"]["proxy_width"] = 4
+    proxy = jobs.proxy_of(config, model)
+    inputs = training.as_input(dataset.train.inputs[:3])
+    assert next(layer.out_channels for layer in proxy.network.modules() if isinstance(layer, torch.nn.Conv2d)) == 4
+    seen, wanted = (one.network[1][0](one.network[0](inputs)) for one in (proxy, model))
+    assert torch.equal(seen, wanted) and not torch.equal(seen, proxy.network[1][0](inputs))
+
+
 def test_a_streamed_run_goes_on_at_its_exact_place(run, make_photos, tmp_path, monkeypatch):
     photos = [(file, file.parent.name) for file in sorted(make_photos("others", number=30).rglob("*.png"))]
     rows = [{"image": {"bytes": file.read_bytes(), "path": None}, "label": label} for file, label in photos]
