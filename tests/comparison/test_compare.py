@@ -129,7 +129,7 @@ def test_an_interruption_says_that_the_same_command_goes_on(tmp_path, monkeypatc
     def interrupted(*arguments, **options):
         fits.append(options["seed"])
         if len(fits) == 2:
-            signal.raise_signal(signal.SIGINT)
+            raise KeyboardInterrupt
         return fit(*arguments, **options)
 
     monkeypatch.setattr(training, "fit", interrupted)
