@@ -80,10 +80,8 @@ def trained(tmp_path_factory):
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_loss_gradients_and_weights_after_50_steps_are_those_of_the_whole_head(world, tmp_path, trained):
-    # Fifty steps take a second a loss on 4 ranks of a small machine: there, and on 3, some do.
-    some = list(LOSSES)[{1: slice(None), 2: slice(None), 3: slice(0, None, 4), 4: slice(1, None, 6)}[world]]
     cases = PLAIN + (OTHERS if world < 4 else OTHERS[-2:])
-    failed = run(world, tmp_path, ("equal", cases), ("fifty_steps", trained, some))
+    failed = run(world, tmp_path, ("equal", cases), ("fifty_steps", trained, list(LOSSES)))
     assert not failed, "\n".join(failed.values())
 
 

@@ -15,6 +15,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 
+class InUse(ValueError):
+    """Another process writes to the folder."""
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes ``content`` beside ``path``, to disk, reads it back, and only then puts it in the place of the old file.
 
@@ -63,6 +67,34 @@ def append_line(path: Path, line: str) -> None:
                 raise
     except OSError as error:
         raise _cannot_write(path, error) from error
+
+
+@contextlib.contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Keeps other processes that ask for it out of ``folder``, made if need be; the lock ends with the process.
+
+    Raises:
+        InUse: another one is in there.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InUse(f"{folder}: another command writes to this folder; wait for it") from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def remove_abandoned(folder: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -190,9 +191,11 @@ def train(
             "--num_processes 2 -m cssoftmax train ... --shard-classes`"
         )
     _check_launch(config, accelerator)
-    if accelerator.is_main_process:
-        files.write_json(output / "config.json", config)
-    return _run(output, config, dataset, model, accelerator, watcher or Watcher())
+    with _only_one(output, accelerator):
+        _check_free(output)
+        if accelerator.is_main_process:
+            files.write_json(output / "config.json", config)
+        return _run(output, config, dataset, model, accelerator, watcher or Watcher())
 
 
 def resume(
@@ -210,7 +213,8 @@ def resume(
     dataset = _dataset(config)
     model, accelerator = prepare(config, dataset, run)
     _check_launch(config, accelerator)
-    return _run(run, config, dataset, model, accelerator, watcher or Watcher())
+    with _only_one(run, accelerator):
+        return _run(run, config, dataset, model, accelerator, watcher or Watcher())
 
 
 def evaluate(
@@ -308,6 +312,11 @@ def versions() -> dict[str, str]:
     names = ("torch", "numpy", "accelerate", "kornia", "librosa", "datasets")
     own = {"python": platform.python_version(), "cssoftmax": __version__}
     return own | {name: importlib.metadata.version(name) for name in names}
+
+
+def _only_one(run: Path, accelerator: Accelerator) -> AbstractContextManager[None]:
+    """Keeps other trainings out of the folder; of this one's processes the main one writes."""
+    return files.only_one(run) if accelerator.is_main_process else nullcontext()
 
 
 def _check_free(output: Path) -> None:

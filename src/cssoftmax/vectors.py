@@ -69,6 +69,18 @@ def write_vectors(
         if before == made_of:
             return int(pyarrow.parquet.ParquetFile(output).metadata.num_rows)
     parts = output.with_name(f".{output.name}.parts")
+    with files.only_one(parts):
+        return _write(embedder, stream, output, parts, made_of, on_progress)
+
+
+def _write(
+    embedder: Embedder,
+    stream: Stream,
+    output: Path,
+    parts: Path,
+    made_of: dict[str, Any],
+    on_progress: Callable[[int, int], None],
+) -> int:
     _begin(parts, made_of)
     schema = _schema(embedder, made_of)
     items, written, count = stream.items(), [], 0
@@ -134,7 +146,7 @@ def search(embedder: Embedder, query: Raw, path: Path, *, count: int = 5) -> lis
 
 
 def _begin(parts: Path, made_of: dict[str, Any]) -> None:
-    """Makes the folder of parts; parts of other weights or another source go."""
+    """Readies the folder of parts; parts of other weights or another source go."""
     note = parts / "origin.json"
     try:
         if json.loads(note.read_text(encoding="utf-8")) == made_of:
@@ -142,7 +154,8 @@ def _begin(parts: Path, made_of: dict[str, Any]) -> None:
             return
     except (OSError, ValueError):
         pass
-    shutil.rmtree(parts, ignore_errors=True)
+    for part in parts.iterdir():
+        part.unlink()
     files.write_json(note, made_of)
 
 

@@ -1,6 +1,5 @@
 """A comparison is fair, and one that was killed ends as one that was not."""
 
-import fcntl
 import hashlib
 import json
 import signal
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cssoftmax import jobs, training
+from cssoftmax import files, jobs, training
 from cssoftmax.comparison import ComparisonError, Watcher, compare
 from cssoftmax.data import DataError
 from cssoftmax.recipes import RecipeError
@@ -179,11 +178,8 @@ def test_what_cannot_be_compared_is_said_before_anything_is_written(tmp_path, ch
 
 
 def test_two_commands_do_not_share_a_folder(tmp_path):
-    tmp_path.joinpath(".lock").touch()
-    with tmp_path.joinpath(".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(ComparisonError, match="runs in this folder already"):
-            run(tmp_path)
+    with files.only_one(tmp_path), pytest.raises(files.InUse, match="another command writes to this folder"):
+        run(tmp_path)
 
 
 @pytest.mark.parametrize("protocol", ["verification", "open"])

@@ -300,3 +300,24 @@ def test_a_compiled_training_step_gets_the_same_gradients():
     got = torch.autograd.grad(torch.compile(step, backend="aot_eager")(x, w), (x, w))
     for ours, theirs in zip(got, expected, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@triton.jit
+def one_too_many(values, out, N):
+    i = tl.arange(0, 8)
+    tl.store(out + i, tl.load(values + i, mask=i <= N), mask=i < N)
+
+
+@triton.jit
+def one_written_too_many(values, out, N):
+    i = tl.arange(0, 8)
+    tl.store(out + i, tl.load(values + i, mask=i < N), mask=i <= N)
+
+
+@pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="on a GPU compute-sanitizer tells")
+@pytest.mark.parametrize(("kernel", "what"), [(one_too_many, "reads"), (one_written_too_many, "writes")])
+def test_a_kernel_that_leaves_its_tensors_is_found(kernel, what):
+    values = torch.arange(7.0)
+    with pytest.raises(Exception, match=f"{what} 1 of 8 numbers outside") as caught:
+        kernel[(1,)](values, torch.zeros(7), 7)
+    assert "IndexError" in str(caught.value) or isinstance(caught.value, IndexError)

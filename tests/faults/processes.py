@@ -35,16 +35,25 @@ class Done:
 
 def command(*arguments: object, first: Callable[[], object] = lambda: None) -> Done:
     """Runs ``cssoftmax`` with these arguments in a process of its own, after ``first`` was called there."""
+    return begin(*arguments, first=first)()
+
+
+def begin(*arguments: object, first: Callable[[], object] = lambda: None) -> Callable[[], Done]:
+    """The same without waiting for its end; the function that is returned does."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_command, args=(arguments, theirs.fileno(), first))
     process.start()
     theirs.close()
-    with os.fdopen(os.dup(ours.fileno()), errors="replace") as file:
-        told = file.read()
-    process.join()
-    assert process.exitcode is not None
-    return Done(process.exitcode, told)
+
+    def done() -> Done:
+        with os.fdopen(os.dup(ours.fileno()), errors="replace") as file:
+            told = file.read()
+        process.join()
+        assert process.exitcode is not None
+        return Done(process.exitcode, told)
+
+    return done
 
 
 def _command(arguments: tuple[object, ...], err: int, first: Callable[[], object]) -> None:

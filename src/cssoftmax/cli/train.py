@@ -122,8 +122,12 @@ def train(
         bool, typer.Option("--stream", help="Read and decode samples as they are needed: for data larger than memory.")
     ] = False,
     shuffle_buffer: Annotated[
-        int, typer.Option(help="With --stream: samples that each batch is drawn from; about twice as many are held.")
-    ] = jobs.SHUFFLE_BUFFER,
+        int | None,
+        typer.Option(
+            help="With --stream: samples that each batch is drawn from; about twice as many are held "
+            f"[{jobs.SHUFFLE_BUFFER}]."
+        ),
+    ] = None,
     amp: Annotated[
         jobs.Amp, typer.Option(help="Lower precision of the network; the loss is computed in float32 all the same.")
     ] = "no",
@@ -153,6 +157,8 @@ def train(
         with Display(quiet) as display:
             run = jobs.resume(resume, data_root=data_root, network=network, watcher=display.watcher)
             _show([run], run, display, as_json)
+    elif shuffle_buffer is not None and not stream:
+        raise ValueError("shuffle_buffer: is for samples that are streamed; add --stream, or leave it out")
     else:
         warn_of_slow_precision(amp)
         changes = {
@@ -185,7 +191,7 @@ def train(
                     test_group,
                     validation,
                     on_error=on_error,
-                    shuffle_buffer=shuffle_buffer if stream else None,
+                    shuffle_buffer=(shuffle_buffer or jobs.SHUFFLE_BUFFER) if stream else None,
                 ),
                 output or Path("runs") / f"{name.replace(':', '-') or 'folder'}-{loss}-{seed}",
                 loss=loss,

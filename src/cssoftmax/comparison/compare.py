@@ -5,8 +5,7 @@ Trials and runs are written as they finish: a line each in ``trials.jsonl`` and 
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -109,7 +108,7 @@ def compare(
         "groups": list(design.groups),
         "held_out_classes": list(design.held_out_classes),
     }
-    with _locked(output):
+    with files.only_one(output):
         _write_settings(output / "settings.json", settings)
         trials, runs = _Lines(output / "trials.jsonl"), _Lines(output / "runs.jsonl")
         watcher.on_start(
@@ -215,23 +214,6 @@ def _check(names: Sequence[str], protocol: str, seeds: int, tune: int, amp: str,
             raise ComparisonError(f"{setting}: {number} is below {least}")
     if tune:
         tuning.check()
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keeps a second command out of the folder; the lock ends with the process, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            yield
-            return
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ComparisonError(f"{folder}: a comparison runs in this folder already; wait for it") from None
-        yield
 
 
 def _write_settings(path: Path, settings: Mapping[str, Any]) -> None:
