@@ -151,9 +151,9 @@ def step_table() -> str:
 
 def kills_table() -> str:
     result = json.loads((ROOT / "results" / "faults" / "kills.json").read_text())
-    rows = [["", "training", "comparison"]]
-    for what in ("killed", "done", "half-written files", "did not go on", "other weights"):
-        rows.append([what, *(f"{result.get(f'{work}: {what}', 0):,}" for work in ("train", "compare"))])
+    rows = [["", "training", "comparison", "embedding"]]
+    for what in ("killed", "done", "half-written files", "did not go on", "another outcome"):
+        rows.append([what, *(f"{result.get(f'{work}: {what}', 0):,}" for work in ("train", "compare", "embed"))])
     return markdown(rows)
 
 

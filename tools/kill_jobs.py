@@ -1,10 +1,11 @@
-"""Kills trainings at random moments and goes on with them, until one is done; counts what was not as if never killed.
+"""Kills jobs at random moments and goes on with them, until one is done; counts what was not as if never killed.
 
-    python tools/kill_trainings.py --kills 200 --output results/faults/kills.json
+    python tools/kill_jobs.py --kills 200 --output results/faults/kills.json
 
-Each process decodes a folder of pictures into an empty cache, trains, and writes its run, or compares two losses with
-trials; SIGKILL strikes at a moment drawn from the time that takes uninterrupted. After each kill every file there is
-must be whole. The final weights must be, bit for bit, those of the run that was never killed.
+Each process decodes a folder of pictures into an empty cache, trains, and writes its run; or compares two losses with
+trials (a third as many kills); or embeds the pictures in parts of sixteen (another third). SIGKILL strikes at a moment
+drawn from the time that takes uninterrupted. After each kill every file there is must be whole. The final weights, or
+embeddings, must be, bit for bit, those of the job that was never killed.
 """
 
 import argparse
@@ -23,11 +24,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import torch
 from PIL import Image
 
-from cssoftmax import comparison, files, jobs, processor
+from cssoftmax import comparison, files, jobs, processor, vectors
+from cssoftmax.data import open_stream
 from cssoftmax.data.cache import read_cache
+from cssoftmax.embedder import Embedder
 
 SMALL = {"network": "lenet", "width": 2, "embedding_size": 8, "epochs": 4, "batch_size": 16}
 
@@ -57,14 +62,22 @@ def compare(folder: Path, source: jobs.Source) -> None:
     comparison.compare(source, folder / "compared", losses=losses, seeds=1, tune=1, recipe_changes=SMALL, cpu=True)
 
 
+def embed(folder: Path, source: jobs.Source) -> None:
+    vectors.PART = 16
+    embedder = Embedder.load(folder.parent / "train whole" / "run")
+    vectors.write_vectors(embedder, open_stream(source.name), folder / "embeddings.parquet")
+
+
 def child(work: Callable[[Path, jobs.Source], None], folder: Path, source: jobs.Source) -> None:
     sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     torch.set_num_threads(1)
     work(folder, source)
 
 
-def weights(folder: Path) -> str:
+def outcome(folder: Path) -> str:
     digest = hashlib.sha256()
+    for path in folder.glob("*.parquet"):
+        digest.update(path.read_bytes())
     for path in sorted(folder.rglob("weights.safetensors")):
         for name, tensor in sorted(files.read_tensors(path)[1].items()):
             digest.update(name.encode() + tensor.numpy().tobytes())
@@ -81,9 +94,11 @@ def broken(folder: Path) -> list[str]:
                     raise ValueError
             elif path.suffix == ".safetensors":
                 files.read_tensors(path)
+            elif path.suffix == ".parquet":
+                pyarrow.parquet.read_table(path)
             elif path.suffix == ".json":
                 json.loads(path.read_text())
-        except ValueError:
+        except (ValueError, pyarrow.ArrowException):
             found.append(path.name)
     return found
 
@@ -101,14 +116,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         photos = pictures(root / "photos")
-        for work, share in ((train, 0.7), (compare, 0.3)):
+        for work, share in ((train, 1), (compare, 1 / 3), (embed, 1 / 3)):
             whole = root / f"{work.__name__} whole"
             began = time.monotonic()
             source = jobs.Source(str(photos), cache_dir=whole / "cache")
             process = context.Process(target=child, args=(work, whole, source))
             process.start()
             process.join()
-            seconds, expected = time.monotonic() - began, weights(whole)
+            seconds, expected = time.monotonic() - began, outcome(whole)
             if process.exitcode:
                 raise SystemExit(f"{work.__name__}: failed without being killed, exit code {process.exitcode}")
             kills, goal, number = 0, round(arguments.kills * share), 0
@@ -129,7 +144,7 @@ def main() -> int:
                     number += 1
                 else:
                     counts[f"{work.__name__}: done"] += 1
-                    counts[f"{work.__name__}: other weights"] += weights(folder) != expected
+                    counts[f"{work.__name__}: another outcome"] += outcome(folder) != expected
                     shutil.rmtree(folder)
                     number += 1
                 print(f"\r{work.__name__}: {kills} of {goal} kills", end="", file=sys.stderr, flush=True)
@@ -138,7 +153,7 @@ def main() -> int:
     print(json.dumps(result, indent=1))
     if arguments.output:
         files.write_json(arguments.output, result)
-    wrong = ("half-written files", "did not go on", "other weights")
+    wrong = ("half-written files", "did not go on", "another outcome")
     return int(any(count for key, count in counts.items() if key.endswith(wrong)))
 
 

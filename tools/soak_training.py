@@ -1,0 +1,97 @@
+"""One training of thousands of epochs: memory, open files and threads after each, and whether they grow.
+
+    python tools/soak_training.py --minutes 30 --output results/faults/soak_training.json
+
+A small network on a folder of pictures, so that as many epochs as may pass: each trains, evaluates, logs, and writes and
+verifies a checkpoint, as the epochs of a long training do. Half of the time the pictures are in memory, half they are
+streamed from disk. Growth is that of the medians from the second quarter of the epochs to the last, the first being for
+what is made once.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from kill_jobs import SMALL, pictures
+
+from cssoftmax import files, jobs, processor
+from cssoftmax.training import Interrupted
+
+
+def used() -> dict[str, float]:
+    """Resident memory in MB, open files and threads of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return {
+        "MB": pages * os.sysconf("SC_PAGE_SIZE") / 1e6,
+        "open files": len(os.listdir("/proc/self/fd")),
+        "threads": threading.active_count(),
+    }
+
+
+def soak(source: jobs.Source, run: Path, seconds: float) -> dict[str, Any]:
+    """Trains that long; what was used, and by how much it grew."""
+    seen: list[dict[str, float]] = []
+    steps, end = 0, time.monotonic() + seconds
+
+    def on_step(progress: object) -> None:
+        nonlocal steps
+        steps += 1
+
+    def on_epoch(line: dict[str, float]) -> None:
+        seen.append(used())
+        if len(seen) % 100 == 0:
+            left = max(end - time.monotonic(), 0) / 60
+            text = f"\r{run.name}: {len(seen):,} epochs, {seen[-1]['MB']:.1f} MB, {left:.1f} minutes left "
+            print(text, end="", file=sys.stderr, flush=True)
+        if time.monotonic() > end:
+            raise Interrupted
+
+    try:
+        watcher = jobs.Watcher(on_step=on_step, on_epoch=on_epoch)
+        jobs.train(source, run, recipe_changes={**SMALL, "epochs": 100_000, "lr": 0.01}, cpu=True, watcher=watcher)
+    except Interrupted:
+        print(file=sys.stderr)
+    quarter = len(seen) // 4
+    found: dict[str, Any] = {"epochs": len(seen), "steps": steps, "seconds": round(seconds)}
+    for what in seen[0]:
+        second, last = (
+            statistics.median(line[what] for line in part) for part in (seen[quarter : 2 * quarter], seen[-quarter:])
+        )
+        most = max(line[what] for line in seen)
+        found[what] = {"second quarter": round(second, 1), "last quarter": round(last, 1), "most": round(most, 1)}
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--output", type=Path, help="JSON file for what was found")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    result: dict[str, Any] = {"device": processor.describe("cpu"), "versions": jobs.versions()}
+    with tempfile.TemporaryDirectory() as name:
+        photos = str(pictures(Path(name) / "photos"))
+        for kind, buffer in (("in memory", None), ("streamed", 40)):
+            source = jobs.Source(photos, cache_dir=Path(name) / "cache", shuffle_buffer=buffer)
+            result[kind] = soak(source, Path(name) / kind, 30 * arguments.minutes)
+    print(json.dumps(result, indent=1))
+    if arguments.output:
+        files.write_json(arguments.output, result)
+    grew = [
+        part[what]["last quarter"] > 1.02 * part[what]["second quarter"]
+        for part in (result["in memory"], result["streamed"])
+        for what in ("MB", "open files", "threads")
+    ]
+    return int(any(grew))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
