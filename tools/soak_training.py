@@ -2,10 +2,10 @@
 
     python tools/soak_training.py --minutes 30 --output results/faults/soak_training.json
 
-A small network on a folder of pictures, so that as many epochs as may pass: each trains, evaluates, logs, and writes and
-verifies a checkpoint, as the epochs of a long training do. Half of the time the pictures are in memory, half they are
-streamed from disk. Growth is that of the medians from the second quarter of the epochs to the last, the first being for
-what is made once.
+A small network on a folder of pictures, so that many epochs pass: each trains, evaluates, logs, and writes and verifies a
+checkpoint, as the epochs of a long training do. Half of the time the pictures are in memory, half they are streamed
+from disk. Growth is that of the medians from the second quarter of the epochs to the last, the first being for what is
+made once.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def used() -> dict[str, float]:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return {
         "MB": pages * os.sysconf("SC_PAGE_SIZE") / 1e6,
-        "open files": len(os.listdir("/proc/self/fd")),
+        "open files": sum(1 for _ in Path("/proc/self/fd").iterdir()),
         "threads": threading.active_count(),
     }
 
