@@ -3,7 +3,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON := python3
-PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
+PIP := $(BIN)/pip --disable-pip-version-check install --quiet
+HASHED := $(PIP) --no-deps --require-hashes --requirement
 
 .PHONY: demo test lint types docs pictures results results-gpu results-table bench bench-gpu clean
 
@@ -66,15 +67,16 @@ $(BIN)/python:
 		{ echo "error: $(PYTHON) is older than Python 3.11; give a newer one: make demo PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# torch first, by its pin alone: left to the others' ranges, pip may take a larger build of it.
+# The pins are all that is needed, and all that those need; pip need not search. What is left to add to torch is the
+# libraries of its CUDA build, where it is one.
 $(VENV)/train.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	sed '/^# make test/,$$d' constraints.txt > $(VENV)/demo.txt
+	$(HASHED) $(VENV)/demo.txt
 	$(PIP) torch
-	$(PIP) --editable '.[train]'
+	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# The pins are all that the tests need, and all that those need: pip need not search, which takes it minutes.
 $(VENV)/test.stamp: $(VENV)/train.stamp
-	$(PIP) --no-deps --requirement constraints.txt
-	$(PIP) --no-deps --editable .
+	$(HASHED) constraints.txt
 	$(BIN)/pip --disable-pip-version-check check
 	@touch $@

@@ -2,8 +2,8 @@
 
     python tools/soak_training.py --minutes 30 --output results/faults/soak_training.json
 
-A small network on a folder of pictures, so that many epochs pass: each trains, evaluates, logs, and writes and verifies a
-checkpoint, as the epochs of a long training do. Half of the time the pictures are in memory, half they are streamed
+A small network on a folder of pictures, so that many epochs pass: each trains, evaluates, logs, and writes and verifies
+a checkpoint, as the epochs of a long training do. Half of the time the pictures are in memory, half they are streamed
 from disk. Growth is that of the medians from the second quarter of the epochs to the last, the first being for what is
 made once.
 """

@@ -325,7 +325,7 @@ def memory(name: str, shape: Shape, device: str, dtype: torch.dtype) -> tuple[in
     if device == "cpu" and not Path("/proc/self/clear_refs").exists():
         return None
     sizes = (str(shape.rows), str(shape.features), str(shape.classes))
-    run = subprocess.run(
+    run = subprocess.run(  # noqa: S603 - this program, and numbers
         [sys.executable, "-m", "cssoftmax.bench", name, *sizes, device, str(dtype).removeprefix("torch.")],
         capture_output=True,
         text=True,
