@@ -6,7 +6,7 @@ PYTHON := python3
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet
 HASHED := $(PIP) --no-deps --require-hashes --requirement
 
-.PHONY: demo test lint types docs pictures results results-gpu results-table bench bench-gpu clean
+.PHONY: demo test lint types docs pictures results results-gpu results-table bench bench-gpu dist audit clean
 
 demo: $(VENV)/train.stamp
 	@rm -rf runs/demo
@@ -59,6 +59,17 @@ results: $(VENV)/train.stamp
 results-gpu: $(VENV)/train.stamp
 	$(BIN)/python tools/run_recipes.py --gpu $(if $(DATA),--data-root $(DATA))
 
+# Wheel, source archive, and a bill of materials (CycloneDX): every package that cssoftmax[train] was tested with.
+dist: $(VENV)/dist.stamp
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist
+	$(BIN)/cyclonedx-py requirements $(VENV)/demo.txt --pyproject pyproject.toml --mc-type library \
+		--output-reproducible --of JSON --output-file dist/cssoftmax.cdx.json
+
+# Known weaknesses of the pinned versions; asks the index and osv.dev.
+audit: $(VENV)/dist.stamp
+	$(BIN)/pip-audit --no-deps --disable-pip --requirement constraints.txt
+
 clean:
 	rm -rf $(VENV) build dist site runs/demo
 
@@ -77,6 +88,11 @@ $(VENV)/train.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/test.stamp: $(VENV)/train.stamp
-	$(HASHED) constraints.txt
+	sed '/^# make dist/,$$d' constraints.txt > $(VENV)/test.txt
+	$(HASHED) $(VENV)/test.txt
 	$(BIN)/pip --disable-pip-version-check check
+	@touch $@
+
+$(VENV)/dist.stamp: $(VENV)/test.stamp
+	$(HASHED) constraints.txt
 	@touch $@

@@ -2,10 +2,10 @@
 
     python tools/pin.py
 
-Run it in a fresh environment in which the tests pass: `pip install --editable '.[test,train]'` makes one of newest
-versions. What `make demo` installs stands first, what `make test` adds after it. Hashes are those of the index's wheels
-for Linux and macOS, and of the build of torch that pip takes here, which may come from elsewhere. Lines with a marker,
-for other versions of Python than this one, keep their versions.
+Run it in a fresh environment in which the tests pass: `pip install --editable '.[train,test,release]'` makes one of
+newest versions. What `make demo` installs stands first, then what `make test` adds, then what `make dist` does. Hashes
+are those of the index's wheels for Linux and macOS, and of the build of torch that pip takes here, which may come from
+elsewhere. Lines with a marker, for other versions of Python than this one, keep their versions.
 """
 
 import hashlib
@@ -24,8 +24,8 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 FILE = Path(__file__).parent.parent / "constraints.txt"
 INDEX = "https://pypi.org/simple"
 PYTHONS = ("cp311", "cp312", "cp313")
-DEMO = "# make demo: what cssoftmax[train] needs, and what builds the package."
-TEST = "# make test: the rest."
+# Where what each extra adds begins; the Makefile cuts the file there.
+SECTIONS = {"train": "# make demo", "test": "# make test", "release": "# make dist"}
 
 
 def needed(name: str, extra: str, installed: dict[str, importlib.metadata.Distribution]) -> set[str]:
@@ -44,9 +44,8 @@ def needed(name: str, extra: str, installed: dict[str, importlib.metadata.Distri
 
 
 def fits(tag: Tag) -> bool:
-    python = (
-        (tag.interpreter in PYTHONS and (tag.abi in (*PYTHONS, "none"))) or tag.abi == "abi3" or "py3" in tag.interpreter
-    )
+    own = tag.interpreter in PYTHONS and tag.abi in (*PYTHONS, "none")
+    python = own or tag.abi == "abi3" or "py3" in tag.interpreter
     machine = tag.platform.endswith(("x86_64", "aarch64", "arm64", "universal2")) and "musl" not in tag.platform
     return python and (machine or tag.platform == "any")
 
@@ -79,23 +78,25 @@ def taken_here(name: str, version: str) -> str:
 
 def main() -> int:
     installed = {canonicalize_name(found.metadata["Name"]): found for found in importlib.metadata.distributions()}
-    demo = needed("cssoftmax", "train", installed) | {"setuptools"}
+    sets = {extra: needed("cssoftmax", extra, installed) for extra in SECTIONS}
+    sets["train"] |= {"setuptools"}  # it builds the package
     pins = {name: (found.version.partition("+")[0], "") for name, found in installed.items()}
     for line in FILE.read_text().splitlines():
         if "==" in line and ";" in line:
             pin = Requirement(line.removesuffix("\\"))
             pins[pin.name] = (str(next(iter(pin.specifier)).version), f" ; {pin.marker}")
-            demo.add(pin.name)
-    lines = {True: [DEMO], False: ["", TEST]}
+            sets["train"].add(pin.name)
+    lines = {extra: [title] for extra, title in SECTIONS.items()}
     for name, (version, marker) in sorted(pins.items()):
-        if name in ("cssoftmax", "pip"):
+        extra = next((extra for extra, names in sets.items() if name in names), None)
+        if name in ("cssoftmax", "pip") or extra is None:
             continue
         print(name, end=" ", file=sys.stderr, flush=True)
         known = {*hashes(name, version), *([taken_here(name, version)] if name == "torch" else [])}
-        lines[name in demo] += [
+        lines[extra] += [
             " \\\n    ".join([f"{name}=={version}{marker}", *(f"--hash=sha256:{value}" for value in sorted(known))])
         ]
-    FILE.write_text("\n".join((*lines[True], *lines[False])) + "\n")
+    FILE.write_text("\n\n".join("\n".join(section) for section in lines.values()) + "\n")
     print(file=sys.stderr)
     return 0
 
