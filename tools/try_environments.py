@@ -33,7 +33,7 @@ CORE = ("tests/engine", "tests/test_losses.py", "tests/test_wiring.py", "tests/t
 
 @dataclass(frozen=True)
 class Environment:
-    """``versions`` are "pinned" (constraints.txt), "lowest" or "newest"; ``tests`` what pytest is given, if anything."""
+    """``versions`` are "pinned" by constraints.txt, "lowest" or "newest"; ``tests`` what pytest is given, if any."""
 
     python: str = "3.11"
     extras: str = EXTRAS
@@ -95,7 +95,7 @@ def attempt(environment: Environment, package: Path, folder: Path) -> dict[str, 
     for step in (["uv", "venv", "--quiet", "--python", environment.python, folder], install):
         if (done := run(*step)).returncode:
             return {"installed": False, "why": done.stderr.strip()[-2000:]}
-    ask = "import json, importlib.metadata as m; print(json.dumps({d.name.lower(): d.version for d in m.distributions()}))"
+    ask = "import json, importlib.metadata as m; print(json.dumps({d.name: d.version for d in m.distributions()}))"
     versions = json.loads(run(python, "-c", ask).stdout)
     direct = {
         canonicalize_name(Requirement(line).name) for name in EXTRAS.strip("[]").split(",") for line in extra(name)
