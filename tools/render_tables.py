@@ -61,7 +61,7 @@ def recipes_table() -> str:
                 row["dataset"] + ("" if row["split"] == "test" else f" ({row['split']})") + f": {row['recipe']}",
                 row["loss"],
                 str(len(row["seeds"])),
-                *(spread(row[key]) for key in ("accuracy", "accuracy_tta")),
+                *(spread(row[key]) if row[key] else "" for key in ("accuracy", "accuracy_tta")),
                 f"{row['parameters']:,}",
                 f"{row['flops'] / 1e15:.2f}",
                 f"{row['seconds'] / 60:.0f}",

@@ -6,17 +6,24 @@
     python tools/run_recipes.py --gpu                      # five seeds of everything, and larger networks
 
 Each is one `cssoftmax compare` with CS-Softmax and plain softmax into results/recipes/NAME, interrupted by Ctrl-C and
-gone on with by the same command. Rows appear as comparisons end.
+gone on with by the same command: what is in settings.json and runs.jsonl there is not trained again, wherever it was
+trained. Rows appear as comparisons end or are interrupted.
 """
 
 import argparse
 import json
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from cssoftmax.jobs import versions
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results" / "recipes"
@@ -33,6 +40,8 @@ COMPARISONS = {
     "cifar10": ("cifar10", 1),
     "cifar100": ("cifar100", 1),
 }
+# Networks that tell a digit's class together, the first where no two agree.
+VOTE, VOTERS = "mnist-vote", ("mnist", "mnist-plain3", "mnist-plain7")
 # Where a GPU trains: networks that no CPU should be asked to.
 ON_GPU = {
     "cifar10-wide": ("cifar10 --network wideresnet --width 160", 3),
@@ -52,59 +61,124 @@ def main() -> int:
     arguments = parser.parse_args()
     if unknown := [name for name in arguments.names if name not in known]:
         parser.error(f"{', '.join(unknown)}: not one of {', '.join(known)}")
+    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches the comparison, too, which saves what it has
     if arguments.gpu:
         arguments.seeds, arguments.jobs = arguments.seeds or 5, max(arguments.jobs, 4)
     for name in arguments.names or (known if arguments.gpu else COMPARISONS):
         words, seeds = known[name]
-        command = [sys.executable, "-m", "cssoftmax", "compare", *shlex.split(words), "--recipe", "best"]
-        command += ["--losses", "cs-softmax,softmax", "--seeds", str(arguments.seeds or seeds), "--amp", arguments.amp]
-        command += ["--jobs", str(arguments.jobs), "--output", str(RESULTS / name)]
+        plain = ["compare", *shlex.split(words), "--recipe", "best", "--losses", "cs-softmax,softmax"]
+        plain += ["--seeds", str(arguments.seeds or seeds), "--amp", arguments.amp]
+        command = [sys.executable, "-m", "cssoftmax", *plain, "--jobs", str(arguments.jobs)]
+        command += ["--output", str(RESULTS / name)]
         if arguments.data_root:
             command += ["--data-root", arguments.data_root]
         print(f"== {name}", file=sys.stderr, flush=True)
         code = subprocess.run(command, cwd=ROOT).returncode
+        if (RESULTS / name / "runs.jsonl").exists():
+            if name in VOTERS:
+                keep_predictions(name)
+            write_rows(name, rows_of(name, shlex.join(["cssoftmax", *plain])))
+            write_rows(VOTE, rows_of_vote())
         if code:
             return code
-        write_rows(name)
     return 0
 
 
-def write_rows(name: str) -> None:
+def write_rows(name: str, new: list[dict[str, Any]]) -> None:
     """Puts the comparison's rows, one a loss, in the place of those it had."""
     rows = json.loads(SUMMARY.read_text()) if SUMMARY.exists() else []
-    rows = [row for row in rows if row["name"] != name] + rows_of(name)
-    order = [*COMPARISONS, *ON_GPU]
+    rows = [row for row in rows if row["name"] != name] + new
+    order = [*COMPARISONS, VOTE, *ON_GPU]
     rows.sort(key=lambda row: order.index(row["name"]) if row["name"] in order else len(order))
     SUMMARY.write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def rows_of(name: str) -> list[dict[str, Any]]:
-    result = json.loads((RESULTS / name / "comparison.json").read_text())
+def rows_of(name: str, command: str) -> list[dict[str, Any]]:
+    """A row for each loss that has a seed with all its trainings done."""
+    settings = json.loads((RESULTS / name / "settings.json").read_text())
     runs = [json.loads(line) for line in (RESULTS / name / "runs.jsonl").read_text().splitlines()]
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    rows = []
-    for loss in result["losses"]:
-        own = [run for run in runs if run["loss"] == loss]
-        accuracy = {key: result["measures"][key][loss]["values"] for key in ("accuracy", "accuracy_tta")}
+    groups, recipe, rows = settings["groups"], settings["recipe"], []
+    for loss in settings["losses"]:
+        by_seed: dict[int, list[dict[str, Any]]] = {}
+        for run in runs:
+            if run["loss"] == loss:
+                by_seed.setdefault(run["seed"], []).append(run)
+        done = {seed: own for seed, own in sorted(by_seed.items()) if len(own) == len(groups)}
+        if not done:
+            continue
+        own = [run for seed in done for run in done[seed]]
         rows.append(
             {
                 "name": name,
-                "dataset": result["dataset"],
-                "split": f"every one of {len(result['groups'])} in turn" if len(result["groups"]) > 1 else "test",
-                "recipe": f"{result['recipe']['network']}, {result['recipe']['epochs']} epochs",
+                "dataset": settings["dataset"],
+                "split": f"every one of {len(groups)} in turn" if len(groups) > 1 else "test",
+                "recipe": f"{recipe['network']}, {recipe['epochs']} epochs",
                 "loss": loss,
-                "seeds": result["seeds"],
-                **{key: [round(100 * value, 4) for value in values] for key, values in accuracy.items()},
+                "seeds": list(done),
+                **{key: [percent(done[seed], key) for seed in done] for key in ("accuracy", "accuracy_tta")},
                 "parameters": own[0]["parameters"],
                 "flops": statistics.fmean(run["flops"] for run in own),
                 "seconds": statistics.fmean(run["seconds"] for run in own),
                 "device": ", ".join(sorted({run["device"] for run in own})),
-                "versions": result["versions"],
-                "command": result["command"],
-                "commit": commit.stdout.strip(),
+                "versions": versions(),
+                "command": command,
+                "commit": commit(),
             }
         )
     return rows
+
+
+def percent(runs: list[dict[str, Any]], measure: str) -> float:
+    return round(100 * statistics.fmean(run["measures"][measure] for run in runs), 4)
+
+
+def keep_predictions(name: str) -> None:
+    """The class that each run told of each test sample, beside the comparison: runs themselves are not kept."""
+    path = RESULTS / name / "predictions.safetensors"
+    kept = load_file(path) if path.exists() else {}
+    for run in sorted((RESULTS / name / "runs").glob("*/evaluation.safetensors")):
+        evaluated = load_file(run)
+        kept[run.parent.name] = evaluated["logits"].argmax(1).to(torch.uint8)
+        kept["target"] = evaluated["target"].to(torch.uint8)
+    save_file(kept, path)
+
+
+def rows_of_vote() -> list[dict[str, Any]]:
+    """Of the three MNIST networks: the class that two of them tell, or else the first's."""
+    paths = [RESULTS / name / "predictions.safetensors" for name in VOTERS]
+    if not all(path.exists() for path in paths):
+        return []
+    told = [load_file(path) for path in paths]
+    rows = []
+    parts = [row for row in json.loads(SUMMARY.read_text()) if row["name"] in VOTERS]
+    for loss in dict.fromkeys(row["loss"] for row in parts):
+        own = [row for row in parts if row["loss"] == loss]
+        seeds = [seed for seed in range(1000) if all(f"{loss}-{seed}" in one for one in told)]
+        if not seeds:
+            continue
+        accuracy = []
+        for seed in seeds:
+            first, second, third = (one[f"{loss}-{seed}"] for one in told)
+            voted = torch.where(second == third, second, first)
+            accuracy.append(round(100 * float((voted == told[0]["target"]).double().mean()), 4))
+        rows.append(
+            own[0]
+            | {
+                "name": VOTE,
+                "recipe": "vote of plain5, plain3 and plain7",
+                "seeds": seeds,
+                "accuracy": accuracy,
+                "accuracy_tta": [],
+                **{key: sum(row[key] for row in own) for key in ("parameters", "flops", "seconds")},
+                "command": f"python tools/run_recipes.py {' '.join(VOTERS)}",
+            }
+        )
+    return rows
+
+
+def commit() -> str:
+    head = ["git", "rev-parse", "HEAD"]
+    return subprocess.run(head, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
 
 if __name__ == "__main__":
