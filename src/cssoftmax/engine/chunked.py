@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cssoftmax.engine import eager, products, rowwise
+from cssoftmax.engine import eager, memory, products, rowwise
 from cssoftmax.engine.compiled import build
 from cssoftmax.engine.rowwise import LOG2E, STEEP
 from cssoftmax.similarity import Rows, Similarity
@@ -261,7 +261,7 @@ def _sweep(ctx: Any, left: Tensor, w: Tensor, bias: Tensor | None, index: Tensor
     similarity, scale, rows = ctx.similarity, ctx.scale, ctx.parts.constants()
     (num_rows, size), num_classes = left.shape, len(w)
     inverse_w = None if similarity.normalized == "none" else w.new_empty(num_classes)
-    grad_w = torch.empty_like(w, memory_format=torch.contiguous_format) if ctx.needs_input_grad[1] else None
+    grad_w = memory.empty_like(w) if ctx.needs_input_grad[1] else None
     edges = _edges(num_rows, size, num_classes)
     kernels = None
     if shares is None and build.suits(left, w):
