@@ -236,9 +236,12 @@ def reduce(
     return values.sum() / share.sum() if reduction == "mean" else values.sum()
 
 
+NOTHING = nullcontext()
+
+
 def no_autocast(device_type: str) -> AbstractContextManager[object]:
     """Keeps autocast out; a small batch feels what leaving it alone saves."""
-    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
+    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else NOTHING
 
 
 def compute_dtype(embeddings: Tensor, weight: Tensor) -> torch.dtype:

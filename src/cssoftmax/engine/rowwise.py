@@ -81,10 +81,10 @@ def reduce(
     return value.mean() if ignored is None else value.sum() / (~ignored).sum()
 
 
-def reduce_shares(index: Tensor, ignored: Tensor | None, class_weight: Tensor | None, reduction: str) -> Tensor:
-    """By what a row's loss enters their sum or mean: one number for all, (), or one each, (N,)."""
+def reduce_shares(index: Tensor, ignored: Tensor | None, class_weight: Tensor | None, reduction: str) -> Tensor | float:
+    """By what a row's loss enters their sum or mean: one number for all, or one each, (N,)."""
     if ignored is None and class_weight is None:
-        return torch.tensor(1.0 if reduction == "sum" else 1 / index.shape[0])
+        return 1.0 if reduction == "sum" else 1 / index.shape[0]
     share = torch.ones(index.shape[0]) if class_weight is None else class_weight[index]
     if ignored is not None:
         share = share.masked_fill(ignored, 0)

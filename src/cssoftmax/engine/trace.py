@@ -45,7 +45,7 @@ class Key:
     def of(cls, similarity: Similarity, num_rows: int) -> "Key":
         """For a similarity with ``num_rows`` row parameters."""
         settings: list[tuple[str, object]] = []
-        for name, value in sorted(getattr(similarity, "__dict__", {"its attributes": similarity}).items()):
+        for name, value in getattr(similarity, "__dict__", {"its attributes": similarity}).items():
             if isinstance(value, Tensor):  # matters only through the rows: reading it in a negative is refused below
                 settings.append((name, "tensor"))
             elif value is None or isinstance(value, int | float | str):

@@ -86,22 +86,25 @@ class _Loss(torch.autograd.Function):
         index: Tensor,
         similarity: Similarity,
         scale: float,
-        shares: Tensor,
+        shares: Tensor | float,
     ) -> Tensor:
         differentiable = any(ctx.needs_input_grad)
         common = build.common()
-        norm, inverse_x = x.new_empty(x.shape[0]), x.new_empty(x.shape[0])
+        if w.shape[0] <= FEW:
+            block, own, norm, inverse_x, inverse_w = common.multiplied(x, w, bias, index, similarity.normalized)
+        else:
+            norm, inverse_x = x.new_empty(x.shape[0]), x.new_empty(x.shape[0])
+            inverse_w = None
+            if similarity.normalized != "none":
+                inverse_w = w.new_empty(w.shape[0])
+                common.lengths(w, None, inverse_w)
+            common.lengths(x, norm, inverse_x)
+            with products.best(x.numel() * w.shape[0]):
+                block = x @ w.T
+            own = common.owns(block, inverse_x if similarity.normalized == "both" else None, inverse_w, bias, index)
         by_row = inverse_x if similarity.normalized == "both" else None
-        inverse_w = None
-        if similarity.normalized != "none":
-            inverse_w = w.new_empty(w.shape[0])
-            common.lengths(w, None, inverse_w)
-        common.lengths(x, norm, inverse_x)
-        with products.best(x.numel() * w.shape[0]):
-            block = x @ w.T
         with torch.enable_grad():
-            own = common.owns(block, by_row, inverse_w, bias, index).requires_grad_()
-            rows = similarity.rows(own, norm.requires_grad_(), index)
+            rows = similarity.rows(own.requires_grad_(), norm.requires_grad_(), index)
         kernels = build.kernels(similarity, rows)
         if kernels is None or not kernels.has_losses:
             raise NoTranslation
@@ -109,8 +112,8 @@ class _Loss(torch.autograd.Function):
             raise NoTranslation
         total = kernels.losses(block, by_row, inverse_w, bias, index, scale * LOG2E, rows, shares, differentiable)
         if differentiable:
-            ctx.save_for_backward(x, w, bias, index, shares)
-            ctx.kept = block, inverse_x, inverse_w, rows
+            ctx.save_for_backward(x, w, bias, index)
+            ctx.kept = block, inverse_x, inverse_w, rows, shares
             ctx.similarity, ctx.scale, ctx.kernels = similarity, scale, kernels
         return x.new_full((), total)
 
@@ -118,8 +121,8 @@ class _Loss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             return rowwise.differentiably(ctx, _loss_eagerly, (grad,))
-        x, w, _, _, _ = ctx.saved_tensors
-        g, inverse_x, inverse_w, _ = ctx.kept
+        x, w, _, _ = ctx.saved_tensors
+        g, inverse_x, inverse_w, _, _ = ctx.kept
         needs_x, needs_w, needs_bias = ctx.needs_input_grad[:3]
         factor = float(grad)
         grad_x = grad_w = grad_bias = None
@@ -148,8 +151,9 @@ class _Loss(torch.autograd.Function):
         return grad_x, grad_w, grad_bias, None, None, None, None
 
 
-def _loss_eagerly(ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, index: Tensor, shares: Tensor) -> tuple[Tensor]:
-    own = rowwise.Own(x, x, ctx.kept[3], x)
+def _loss_eagerly(ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, index: Tensor) -> tuple[Tensor]:
+    _, _, _, rows, shares = ctx.kept
+    own = rowwise.Own(x, x, rows, x)
     positive, negative = rowwise.eagerly(x, w, bias, index, ctx.similarity, own)
     logits = (ctx.scale * negative).scatter(1, index[:, None], ctx.scale * positive[:, None])
     return ((F.cross_entropy(logits, index, reduction="none") * shares).sum(),)

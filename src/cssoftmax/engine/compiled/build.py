@@ -22,7 +22,7 @@ from torch import Tensor
 
 from cssoftmax.engine import eager, trace
 from cssoftmax.engine.trace import FUNCTIONS, Key, NoTranslation
-from cssoftmax.similarity import CosFace, Rows, Similarity
+from cssoftmax.similarity import CosFace, Normalized, Rows, Similarity
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +127,19 @@ class Kernels:
         )  # fmt: skip
         return grad_x, grad_w
 
+    def multiplied(
+        self, x: Tensor, w: Tensor, bias: Tensor | None, target: Tensor, normalized: Normalized
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        """For few classes: the products (N, C), own cosines, the embeddings' lengths, and both sides' inverses."""
+        block, (own, norm, inverse_x) = x.new_empty(x.shape[0], w.shape[0]), x.new_empty(3, x.shape[0])
+        inverse_w = None if normalized == "none" else w.new_empty(w.shape[0])
+        self.library.multiplied(
+            x.data_ptr(), w.data_ptr(), *block.shape, x.shape[1], eager.SHORTEST, normalized == "both", _at(bias),
+            target.data_ptr(), block.data_ptr(), norm.data_ptr(), inverse_x.data_ptr(), _at(inverse_w), own.data_ptr(),
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return block, own, norm, inverse_x, inverse_w
+
     def owns(
         self, block: Tensor, inverse_x: Tensor | None, inverse_w: Tensor | None, bias: Tensor | None, target: Tensor
     ) -> Tensor:
@@ -143,14 +156,16 @@ class Kernels:
         target: Tensor,
         scale: float,
         rows: Rows,
-        shares: Tensor,
+        shares: Tensor | float,
         keep: bool,
     ) -> float:
         _held, pointers, steps = _rows(rows, block)
         values = block.new_empty(block.shape[0])
+        alike = ctypes.c_float(shares if isinstance(shares, float) else 0.0)
+        first, step = (shares.data_ptr(), 1) if isinstance(shares, Tensor) else (ctypes.addressof(alike), 0)
         total: float = self.library.losses(
             _at(block), *block.shape, _at(inverse_x), _at(inverse_w), _at(bias), _at(target), scale, pointers, steps,
-            self.settings, _at(shares), shares.ndim, _at(values), keep, torch.get_num_threads(),
+            self.settings, first, step, _at(values), keep, torch.get_num_threads(),
         )  # fmt: skip
         return total
 
@@ -284,6 +299,7 @@ def _compiled(source: str) -> ctypes.CDLL | None:
         "lengths": (p, long, long, real, p, p, integer),
         "project": (p, p, long, long, p, real, integer),
         "gradients": (p, p, p, long, long, long, p, p, real, p, p, p, long, integer),
+        "multiplied": (p, p, long, long, long, real, integer, p, p, p, p, p, p, p, integer),
         "owns": (p, long, long, p, p, p, p, p),
         "losses": (p, long, long, p, p, p, p, real, p, p, p, p, long, p, integer, integer),
     }.items():

@@ -147,7 +147,15 @@ void again(float *block, long n, long m, const float *inverse_w, const float *bi
     }
 }
 
-/* Lengths of (n, d) vectors and their inverses; 0 for one too short to have a direction. */
+/* The length of a vector and its inverse; 0 for one too short to have a direction. */
+static inline void length_of(float square, float shortest, float *length, float *inverse) {
+    float root = sqrtf(square);
+    int none = root <= shortest;
+    if (length) *length = none ? 0.0f : root;
+    *inverse = none ? 0.0f : 1.0f / root;
+}
+
+/* Those of (n, d) vectors. */
 void lengths(const float *vectors, long n, long d, float shortest, float *length, float *inverse, int threads) {
     PARALLEL(n * d)
     for (long i = 0; i < n; i++) {
@@ -155,10 +163,7 @@ void lengths(const float *vectors, long n, long d, float shortest, float *length
         float square = 0.0f;
 #pragma omp simd reduction(+ : square)
         for (long k = 0; k < d; k++) square += v[k] * v[k];
-        float root = sqrtf(square);
-        int none = root <= shortest;
-        if (length) length[i] = none ? 0.0f : root;
-        inverse[i] = none ? 0.0f : 1.0f / root;
+        length_of(square, shortest, length ? length + i : 0, inverse + i);
     }
 }
 
@@ -206,6 +211,58 @@ static inline float sum_of(vector v) {
 /* The vectors from row i on, the last of them again where there are no more. */
 static inline void some(const float *vectors, long i, long n, long d, const float **rows) {
     for (long r = 0; r < ROWS; r++) rows[r] = vectors + (i + r < n ? i + r : n - 1) * d;
+}
+
+/* The inner products of each of ROWS vectors with each of ROWS others. */
+static inline void inner_products(const float **v, const float **w, long d, float found[ROWS][ROWS]) {
+    vector sums[ROWS][ROWS] = {{{0}}};
+    long k = 0;
+    for (; k + WIDE <= d; k += WIDE) {
+        vector a[ROWS], b[ROWS];
+        for (int r = 0; r < ROWS; r++) a[r] = load(v[r] + k), b[r] = load(w[r] + k);
+        for (int r = 0; r < ROWS; r++)
+            for (int q = 0; q < ROWS; q++) sums[r][q] += a[r] * b[q];
+    }
+    for (int r = 0; r < ROWS; r++)
+        for (int q = 0; q < ROWS; q++) {
+            found[r][q] = sum_of(sums[r][q]);
+            for (long rest = k; rest < d; rest++) found[r][q] += v[r][rest] * w[q][rest];
+        }
+}
+
+/* For few classes: the products of (n, d) embeddings with (m, d) class weights, (n, m); lengths and inverses of both,
+of the class weights unless null; and the cosine of each embedding to its own class, in which only the lengths count
+that are divided out: of both, or of the class weights alone. */
+void multiplied(const float *x, const float *w, long n, long m, long d, float shortest, int both, const float *bias,
+                const int64_t *target, float *block, float *norm, float *inverse_x, float *inverse_w, float *own,
+                int threads) {
+    if (inverse_w) lengths(w, m, d, shortest, 0, inverse_w, 1);
+    PARALLEL(n * m * d)
+    for (long i = 0; i < n; i += ROWS) {
+        const float *v[ROWS], *classes[ROWS];
+        float found[ROWS][ROWS];
+        long size = n - i < ROWS ? n - i : ROWS;
+        some(x, i, n, d, v);
+        for (long r = 0; r < size; r++) {
+            vector squares = {0};
+            float square = 0.0f;
+            long k = 0;
+            for (; k + WIDE <= d; k += WIDE) squares += load(v[r] + k) * load(v[r] + k);
+            for (; k < d; k++) square += v[r][k] * v[r][k];
+            length_of(square + sum_of(squares), shortest, norm + i + r, inverse_x + i + r);
+        }
+        for (long j = 0; j < m; j += ROWS) {
+            some(w, j, m, d, classes);
+            inner_products(v, classes, d, found);
+            for (long r = 0; r < size; r++)
+                for (long q = 0; q < ROWS && j + q < m; q++) block[(i + r) * m + j + q] = found[r][q];
+        }
+        for (long r = i; r < i + size; r++) {
+            long j = target[r];
+            own[r] = block[r * m + j] * (both ? inverse_x[r] : 1.0f) * (inverse_w ? inverse_w[j] : 1.0f);
+            if (bias) own[r] += bias[j];
+        }
+    }
 }
 
 /* From the gradient g in the products to those in the embeddings and the class weights, for few classes, both by a
