@@ -167,12 +167,52 @@ def fuzz_table() -> str:
     return markdown(rows)
 
 
+def soak_training_table() -> str:
+    result = json.loads((ROOT / "results" / "faults" / "soak_training.json").read_text())
+    rows = [["data", "epochs", "steps", "memory, second quarter", "last quarter", "open files", "threads"]]
+    for kind in ("in memory", "streamed"):
+        part = result[kind]
+        memory, opened, threads = (part[what] for what in ("MB", "open files", "threads"))
+        rows.append(
+            [
+                kind,
+                *(f"{part[what]:,}" for what in ("epochs", "steps")),
+                *(f"{memory[quarter]:,.1f} MB" for quarter in ("second quarter", "last quarter")),
+                *(f"{used['second quarter']:g}, {used['last quarter']:g}" for used in (opened, threads)),
+            ]
+        )
+    return markdown(rows)
+
+
+def soak_loss_table() -> str:
+    result = json.loads((ROOT / "results" / "faults" / "soak.json").read_text())
+    counts = result["counts"]
+    rows = [["steps", "float32", "bfloat16", "float16", "NaN, or infinite, from finite input"]]
+    wrong = sum(count for what, count in counts.items() if what.startswith("wrong"))
+    rows.append([f"{number:,}" for number in (result["steps"], *(counts.get(k, 0) for k in HALVES), wrong)])
+    return markdown(rows)
+
+
+def environments_table() -> str:
+    results = json.loads((ROOT / "results" / "faults" / "environments.json").read_text())
+    rows = [["environment", "Python", "torch", "numpy", "outcome"]]
+    for name, result in results.items():
+        versions = result.get("versions", {})
+        outcome = result["tests"] if result["installed"] else "cannot be installed"
+        rows.append([name, result.get("python", ""), *(versions.get(key, "") for key in ("torch", "numpy")), outcome])
+    return markdown(rows)
+
+
+HALVES = ("float32", "bfloat16", "float16")
 TABLES = {
     "bench": bench_tables,
     "step": step_table,
     "growth": growth_table,
     "kills": kills_table,
     "fuzz": fuzz_table,
+    "soak-training": soak_training_table,
+    "soak-loss": soak_loss_table,
+    "environments": environments_table,
     "recipes": recipes_table,
     "results": results_table,
     "defaults": lambda: defaults_table(ROOT / "results" / "defaults"),

@@ -15,6 +15,7 @@ float32 gradient; that a gradient has no room in float16, which loss scaling is 
 """
 
 import argparse
+import hashlib
 import json
 import math
 import sys
@@ -28,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import cssoftmax
 from cssoftmax import CenterLoss, files, jobs, processor
 from cssoftmax.losses import LOSSES, SimilarityLoss
 
@@ -38,6 +40,16 @@ ENGINES = ("auto", "eager", "fused", "compiled", "chunked")
 KINDS = ("as drawn", "zero", "own class", "opposite", "all alike", "tiny", "huge", "one axis")
 UNNORMALIZED = ("softmax", "sphereface", "center")
 """Losses whose logits grow with the embeddings' lengths: theirs stay below 1e3, others' below 1e18."""
+
+
+def code() -> str:
+    """A digest of the code that the steps go through."""
+    package = Path(cssoftmax.__file__).parent
+    names = ("losses.py", "similarity.py", "functional.py", "schedule.py", "engine")
+    found = [path for name in names for path in sorted([package / name, *(package / name).rglob("*.[pc]*")])]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in found if path.suffix in (".py", ".c"))).hexdigest()[
+        :12
+    ]
 
 
 class Draw:
@@ -265,17 +277,19 @@ def main() -> int:
     counts: Counter[str] = Counter()
     by_loss: Counter[str] = Counter()
     wrong: dict[str, str] = {}
-    seed, before = 0, 0.0
+    seed, before, made_by = 0, 0.0, Counter[str]()
     if arguments.resume:
         saved = json.loads(arguments.output.read_text())
         seed, before = saved["next seed"], saved["seconds"]
         counts, by_loss, wrong = Counter(saved["counts"]), Counter(saved["steps by loss"]), saved["wrong"]
+        made_by = Counter(saved["steps by code"])
     for faulty in list(wrong):  # gone through once more: the program may have been mended since
         found, told = looked_at(int(faulty))
         counts["wrong"] -= len(told)
         if not told:
             counts["mended: hundreds in which something was wrong"] += 1
             del wrong[faulty]
+    digest = code()
     began = told_at = time.monotonic()
 
     def result() -> dict[str, Any]:
@@ -284,6 +298,7 @@ def main() -> int:
             "next seed": seed,
             "counts": dict(sorted(counts.items())),
             "steps by loss": dict(sorted(by_loss.items())),
+            "steps by code": dict(made_by),
             "wrong": wrong,
             "seconds": round(before + time.monotonic() - began),
             "device": processor.describe("cpu"),
@@ -293,6 +308,7 @@ def main() -> int:
     while seed * STEPS < arguments.steps:
         made = setting(seed)
         by_loss[made.name] += STEPS
+        made_by[digest] += STEPS
         counts["float32" if made.half is None else str(made.half).removeprefix("torch.")] += STEPS
         if faults(made):
             found, told = looked_at(seed)

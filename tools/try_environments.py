@@ -110,7 +110,7 @@ def attempt(environment: Environment, package: Path, folder: Path) -> dict[str, 
     if environment.tests:
         done = run(python, "-m", "pytest", "--numprocesses", "auto", *environment.tests, folder=checkout)
         lines = done.stdout.splitlines()
-        result |= {"tests": lines[-1] if lines else "", "passed": done.returncode == 0}
+        result |= {"tests": re.sub(r" in .*", "", lines[-1]) if lines else "", "passed": done.returncode == 0}
         result["failed"] = [line for line in lines if line.startswith(("FAILED", "ERROR"))][:40]
         (folder.with_suffix(".log")).write_text(done.stdout + done.stderr)
     else:
