@@ -17,7 +17,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from cssoftmax import jobs, losses, training
+from cssoftmax import jobs, losses, processes, training
+from cssoftmax.checkpoint import Progress, load_checkpoint, save_checkpoint
 from cssoftmax.data import Split
 from cssoftmax.engine import chunked
 from cssoftmax.recipes import Recipe
@@ -363,7 +364,8 @@ def written_again(before, after):
     model = training.Classifier(nn.Linear(D, D), shard_loss(build("subcenter-arcface"), line()))
     optimizer = torch.optim.SGD([{"params": part.parameters()} for part in (model.network, model.loss)], 0.1, 0.9)
     average = training._moving_average(model, 0.9)
-    progress = training.Progress(2, 10, 5)
+    kept = {"model": model, "average": average}, {"optimizer": optimizer}
+    progress = Progress(2, 10, 5)
     accelerator = Accelerator(cpu=True)
     if before is None:
         for step in range(2):
@@ -372,20 +374,20 @@ def written_again(before, after):
             model.loss(model(x[own_rows(step)]), y[own_rows(step)]).backward()
             for parameter in model.network.parameters():
                 distributed.all_reduce(parameter.grad)
-            training._clip_gradients(model, 0.5)
+            processes.clip_gradients(model, 0.5)
             gradients = [whole(parameter.grad).flatten() for parameter in model.parameters()]
             close(torch.cat(gradients).norm(), torch.tensor(0.5), 1e-4, "norm of all gradients")
             optimizer.step()
             average.update_parameters(model)
     else:
-        assert training._load(Path(before), model, optimizer, average, None, None, progress) == progress
+        assert load_checkpoint(Path(before), kept, None, progress) == progress
         assert isinstance(optimizer.state[model.loss.weight]["momentum_buffer"], DTensor)
-    training._save(Path(after), model, optimizer, average, None, accelerator, progress)
-    assert training._finite(model, accelerator)
+    save_checkpoint(Path(after), kept, accelerator, progress)
+    assert processes.are_finite(model, accelerator)
     if distributed.get_rank() == 0:
         with torch.no_grad():
             model.loss.weight.to_local()[0] = float("nan")
-    assert not training._finite(model, accelerator)  # all know of it
+    assert not processes.are_finite(model, accelerator)  # all know of it
 
 
 def smooth(classes):

@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from cssoftmax import files, jobs, losses, metrics, training
+from cssoftmax.checkpoint import TrainingError
 from cssoftmax.data import DataError, load_dataset
 from cssoftmax.jobs import JobError, Source, Watcher
 from cssoftmax.recipes import RecipeError
@@ -206,7 +207,7 @@ def test_a_validation_share_is_below_one(validation):
 
 def test_a_diverged_start_does_not_block_the_next_one(run, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "MOST_LEFT_OUT", 1)
-    with pytest.raises(training.TrainingError, match="lr: .*lower --lr"):
+    with pytest.raises(TrainingError, match="lr: .*lower --lr"):
         run("run", loss="softmax", changes={"lr": 900.0, "epochs": 1, "batch_size": 2})
     assert sorted(path.name for path in run("run", loss="softmax").iterdir()) == FILES
 

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cssoftmax import CSSoftmaxLoss, NormFaceLoss, SoftmaxLoss, training
+from cssoftmax.checkpoint import TrainingError, epochs_done
 from cssoftmax.data import Split
 from cssoftmax.data.augment import ImageAugment, SoundAugment
 from cssoftmax.recipes import Recipe
 from cssoftmax.training import (
     Classifier,
     Interrupted,
-    TrainingError,
     averaged_logits,
     embed,
     fit,
@@ -202,7 +202,7 @@ def test_a_training_stopped_by_ctrl_c_goes_on_bit_for_bit(tmp_path, extras, twin
 
     with pytest.raises(Interrupted, match=f"stopped after step {step + (step % 5 > 0)} of 10"):
         trained(path, on_step=on_step, on_epoch=on_epoch, **extras, **twin())
-    assert training.epochs_done(path) == (step + 1) // 5
+    assert epochs_done(path) == (step + 1) // 5
     resumed = trained(path, resume=True, on_epoch=on_epoch, **extras, **twin())
     assert same(whole, resumed)
     uninterrupted = []
@@ -256,7 +256,7 @@ def test_a_step_with_a_nan_in_it_changes_nothing_and_its_samples_are_named(check
 def test_after_some_such_steps_the_run_stops_and_the_last_good_checkpoint_stays(checkpoint):
     with pytest.raises(TrainingError, match=r"data: 11 steps had infinite or NaN inputs of .*; repair"):
         trained(checkpoint, model(), poisoned(range(0, 40, 5)), batch_size=4, epochs=3)
-    assert training.epochs_done(checkpoint) >= 1
+    assert epochs_done(checkpoint) >= 1
     checkpoint.unlink()
     with pytest.raises(TrainingError, match=r"data: 11 steps had .*; no checkpoint was written yet"):
         trained(checkpoint, model(), poisoned(range(40)), batch_size=2)

@@ -17,6 +17,7 @@ from torch import Tensor, distributed
 
 from cssoftmax import __version__, files, losses, metrics, networks, processor, recipes, trackers, training
 from cssoftmax.card import model_card
+from cssoftmax.checkpoint import Progress, epochs_done
 from cssoftmax.data import (
     Dataset,
     Pixels,
@@ -37,8 +38,9 @@ from cssoftmax.data.preview import shortened
 from cssoftmax.data.sound import NAMED as NAMED_SOUNDS
 from cssoftmax.data.sources import OnError
 from cssoftmax.networks import Standardize, Whitening
+from cssoftmax.processes import fully_sharded, whole
 from cssoftmax.recipes import Recipe
-from cssoftmax.training import Classifier, Interrupted, Progress
+from cssoftmax.training import Classifier, Interrupted
 
 Amp = Literal["no", "bf16", "fp16"]
 
@@ -147,7 +149,7 @@ def train(
 
     Raises:
         JobError: the folder holds a run already, or a setting does not fit.
-        cssoftmax.data.DataError, cssoftmax.recipes.RecipeError, cssoftmax.training.TrainingError,
+        cssoftmax.data.DataError, cssoftmax.recipes.RecipeError, cssoftmax.checkpoint.TrainingError,
         cssoftmax.training.Interrupted: as they say.
     """
     _check_free(output)
@@ -434,7 +436,7 @@ def _trained(
 ) -> Path:
     recipe = _recipe(config)
     log, checkpoint = run / "metrics.jsonl", run / "checkpoint.safetensors"
-    done = training.epochs_done(checkpoint)
+    done = epochs_done(checkpoint)
     if accelerator.is_main_process:
         files.remove_abandoned(run)
         _keep_lines(log, done)
@@ -476,7 +478,7 @@ def _trained(
     except Interrupted as stop:
         accelerator.end_training()
         raise Interrupted(f"{stop}; `cssoftmax train --resume {run}` goes on") from None
-    weights = {name: training.whole(value) for name, value in model.state_dict().items()}
+    weights = {name: whole(value) for name, value in model.state_dict().items()}
     if accelerator.is_main_process:
         files.write_tensors(run / "weights.safetensors", weights)
         measures = _evaluate(
@@ -493,7 +495,7 @@ def _trained(
 
 def _check_launch(config: Mapping[str, Any], accelerator: Accelerator) -> None:
     """JobError where a run does not go with the way in which its processes were launched."""
-    fully = training.fully_sharded(accelerator)
+    fully = fully_sharded(accelerator)
     shared = [name for name, there in (("--shard-classes", config.get("shard_classes")), ("FSDP", fully)) if there]
     if fully and os.environ.get("FSDP_VERSION", "1") != "2":
         raise JobError("fsdp_version: the network is shared out by FSDP 2; launch with --fsdp_version 2")

@@ -1,25 +1,22 @@
 """The loop: every step's randomness is drawn from (seed, step) alone, so that a resumed run is the run."""
 
-import itertools
-import json
 import logging
 import math
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 
+from cssoftmax.checkpoint import Parts, Progress, TrainingError, load_checkpoint, save_checkpoint
 from cssoftmax.data import Split
 from cssoftmax.data.augment import (
     Augmentation,
@@ -32,8 +29,17 @@ from cssoftmax.data.augment import (
     sound_augmentation,
 )
 from cssoftmax.data.shards import read_ahead
-from cssoftmax.files import read_tensors, write_tensors
 from cssoftmax.losses import SimilarityLoss
+from cssoftmax.processes import (
+    are_finite,
+    clip_gradients,
+    fully_sharded,
+    gradient_is_finite,
+    is_sharded,
+    shard_network,
+    share_buffers,
+    summed,
+)
 from cssoftmax.recipes import Recipe
 from cssoftmax.wiring import param_groups
 
@@ -49,41 +55,12 @@ SAVE_AFTER = 600.0
 logger = logging.getLogger(__name__)
 
 
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says why and what to change."""
-
-
 class Diverged(TrainingError):
     """The loss or a weight is no longer finite."""
 
 
 class Interrupted(Exception):
     """The user asked to stop; the checkpoint is written."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a training stands, and what it summed up in the epoch so far.
-
-    Of the ``told`` samples, whose class was looked for, ``correct`` were told right. ``left_out`` counts the steps of
-    the whole training that were left out for infinite or NaN numbers in them; ``first_loss`` is that of its first step.
-    """
-
-    step: int
-    steps: int
-    steps_per_epoch: int
-    loss_sum: float = 0.0
-    correct: float = 0.0
-    samples: int = 0
-    told: int = 0
-    seconds: float = 0.0
-    left_out: int = 0
-    first_loss: float = 0.0
-
-    @property
-    def epoch(self) -> int:
-        """Epochs finished."""
-        return self.step // self.steps_per_epoch
 
 
 class Classifier(nn.Module):
@@ -145,8 +122,8 @@ def fit(
     fully = fully_sharded(accelerator)
     average = _moving_average(model, recipe.ema, in_parts=fully) if recipe.ema else None
     if fully:
-        for module in (model, average.module if average is not None else None):
-            _shard_network(cast(Classifier | None, module), accelerator)
+        for one in (model, *([cast(Classifier, average.module)] if average is not None else [])):
+            shard_network(one.network, accelerator)
         optimizer = _optimizer(model, recipe)
         network, prepared = model.network, accelerator.prepare_optimizer(optimizer)
     else:
@@ -165,8 +142,9 @@ def fit(
     batch_size = min(recipe.batch_size, len(target))
     steps_per_epoch = len(target) // batch_size
     progress = Progress(0, steps_per_epoch * recipe.epochs, steps_per_epoch)
+    kept = _kept(model, optimizer, average, chooser)
     if resume and checkpoint.exists():
-        progress = _load(checkpoint, model, optimizer, average, chooser, accelerator.scaler, progress)
+        progress = load_checkpoint(checkpoint, kept, accelerator.scaler, progress)
     mirrored = _mirrored(recipe, len(target), seed)
     steps = _rows(split, batch_size, progress, seed, accelerator)
     # To find the class of a sample among all costs a product with all: where few are drawn it is done as seldom.
@@ -204,13 +182,13 @@ def fit(
             accelerator.backward(value)
             if recipe.clip_norm:
                 accelerator.unscale_gradients(prepared)
-                _clip_gradients(model, recipe.clip_norm)
+                clip_gradients(model, recipe.clip_norm)
             correct, number = 0, 0
             if progress.step % classify_every == 0:
                 correct, number = int((model.loss.classify(embeddings) == labels).sum()), len(labels)
-            fine = bool(value.isfinite()) and (accelerator.scaler is not None or _gradient_is_finite(model))
+            fine = bool(value.isfinite()) and (accelerator.scaler is not None or gradient_is_finite(model))
             late = accelerator.is_main_process and time.monotonic() - saved > SAVE_AFTER
-            loss_sum, samples, hits, told, unfit, asked, due = _over_processes(
+            loss_sum, samples, hits, told, unfit, asked, due = summed(
                 accelerator, value.item() * len(labels), len(labels), correct, number, not fine, stop.requested, late
             )
             if not unfit:
@@ -249,8 +227,8 @@ def fit(
 
             if accelerator.num_processes > 1:
                 for module in (model, average):
-                    _share_buffers(module)
-            if not _finite(model, accelerator):
+                    share_buffers(module)
+            if not are_finite(model, accelerator):
                 raise Diverged(_stopped("lr: a weight became infinite or NaN", _lower(recipe), progress, checkpoint))
             if finished_epoch:
                 _warn_of_a_rising_loss(progress, recipe)
@@ -262,7 +240,7 @@ def fit(
                     "seconds": progress.seconds,
                 }
                 on_epoch(_evaluated(model, average), metrics)
-            _save(checkpoint, model, optimizer, average, chooser, accelerator, progress)
+            save_checkpoint(checkpoint, kept, accelerator, progress)
             saved = time.monotonic()
             if (stopping or (stop.requested and accelerator.num_processes == 1)) and progress.step < progress.steps:
                 raise Interrupted(f"stopped after step {progress.step} of {progress.steps}")
@@ -401,11 +379,6 @@ def as_input(batch: Tensor) -> Tensor:
     return batch.contiguous(memory_format=torch.channels_last)
 
 
-def epochs_done(checkpoint: Path) -> int:
-    """Epochs that a checkpoint has behind it; 0 without one. TrainingError if it is damaged."""
-    return _progress(checkpoint, _read(checkpoint)[0]).epoch if checkpoint.exists() else 0
-
-
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     """The learning rate of a step, as a share of its peak.
 
@@ -429,52 +402,17 @@ def augmentation(recipe: Recipe) -> Callable[[Tensor], Tensor]:
     return lambda batch: batch
 
 
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether it is a DTensor; to import that class takes a second."""
-    return hasattr(tensor, "full_tensor")
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """The tensor, of which each process may have a part; then all processes must call this."""
-    found: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return found
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """What this process has of a tensor."""
-    found: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return found
-
-
-def part_like(like: Tensor, value: Tensor) -> Tensor:
-    """The part of the whole ``value`` that this process has of ``like``."""
-    if not is_sharded(like):
-        return value
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    assert isinstance(like, DTensor)
-    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
-
-
-def fully_sharded(accelerator: Accelerator) -> bool:
-    """Whether the processes were launched to share out the network by FSDP; on CPUs accelerate itself ignores that."""
-    return accelerator.num_processes > 1 and bool(parse_flag_from_env("ACCELERATE_USE_FSDP"))
-
-
-def _shard_network(model: Classifier | None, accelerator: Accelerator) -> None:
-    """By FSDP2 as accelerate was told to, in place: parameters become DTensors."""
-    from accelerate.utils import FullyShardedDataParallelPlugin
-    from accelerate.utils.fsdp_utils import fsdp2_prepare_model
-
-    if model is None:
-        return
-    if getattr(accelerator.state, "fsdp_plugin", None) is None:
-        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
-    # Every process has the same weights already.
-    accelerator.state.fsdp_plugin.cpu_ram_efficient_loading = False
-    for parameter in model.network.parameters():
-        parameter.data = parameter.data.contiguous()  # in the order that FSDP cuts up
-    fsdp2_prepare_model(accelerator, model.network)
+def _kept(
+    model: Classifier, optimizer: torch.optim.Optimizer, average: AveragedModel | None, chooser: _Chooser | None
+) -> Parts:
+    """What a checkpoint holds, by name."""
+    modules: dict[str, nn.Module] = {"model": model}
+    optimizers = {"optimizer": optimizer}
+    if average is not None:
+        modules["average"] = average
+    if chooser is not None:
+        modules["proxy"], optimizers["proxy_optimizer"] = chooser.proxy, chooser.optimizer
+    return modules, optimizers
 
 
 def _moving_average(model: Classifier, decay: float, *, in_parts: bool = False) -> AveragedModel:
@@ -484,52 +422,8 @@ def _moving_average(model: Classifier, decay: float, *, in_parts: bool = False) 
     return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
 
 
-def _clip_gradients(model: Classifier, norm: float) -> None:
-    """Scales all gradients so that together they are no longer than ``norm``."""
-    parts: dict[Any, list[nn.Parameter]] = {}  # those that are shared out over the same processes
-    for parameter in model.parameters():
-        if parameter.grad is not None:
-            parts.setdefault(getattr(parameter, "device_mesh", None), []).append(parameter)
-    norms = [whole(get_total_norm([p.grad for p in part if p.grad is not None])) for part in parts.values()]
-    total = torch.linalg.vector_norm(torch.stack(norms))
-    factor = (norm / (total + 1e-6)).clamp(max=1.0)
-    for parameter in itertools.chain.from_iterable(parts.values()):
-        gradient = parameter.grad
-        assert gradient is not None
-        _local(gradient).mul_(factor)
-
-
-def _share_buffers(module: nn.Module | None) -> None:
-    """Gives all processes the main one's buffers, so that they evaluate alike: DDP does it before a step, not after."""
-    for buffer in module.buffers() if module is not None else ():
-        torch.distributed.broadcast(buffer, 0)
-
-
-def _finite(model: Classifier, accelerator: Accelerator) -> bool:
-    """Whether all weights are, in all processes."""
-    infinite = sum(int(not _local(weight).isfinite().all()) for weight in model.parameters())
-    if accelerator.num_processes > 1:
-        infinite = int(accelerator.reduce(torch.tensor(float(infinite), device=accelerator.device), "sum"))
-    return infinite == 0
-
-
 def _evaluated(model: Classifier, average: AveragedModel | None) -> Classifier:
     return model if average is None else cast(Classifier, average.module)
-
-
-def _over_processes(accelerator: Accelerator, *numbers: float) -> list[float]:
-    """Each number's sum over all processes."""
-    if accelerator.num_processes == 1:
-        return list(numbers)
-    table = torch.tensor(numbers, dtype=torch.float64, device=accelerator.device)
-    sums: list[float] = accelerator.reduce(table, "sum").tolist()
-    return sums
-
-
-def _gradient_is_finite(model: Classifier) -> bool:
-    """In float16 that is the scaler's business: the gradient overflows now and then as the scale is sought."""
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    return bool(get_total_norm([_local(gradient) for gradient in gradients]).isfinite())
 
 
 def _cause(batch: Tensor, embeddings: Tensor, rows: Tensor) -> tuple[str, str]:
@@ -598,110 +492,3 @@ def _stop_requested() -> Iterator[_Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _save(
-    path: Path,
-    model: Classifier,
-    optimizer: torch.optim.Optimizer,
-    average: AveragedModel | None,
-    chooser: _Chooser | None,
-    accelerator: Accelerator,
-    progress: Progress,
-) -> None:
-    """All processes call it, for each may have a part; the main one writes the whole."""
-    scaler = accelerator.scaler
-    modules, optimizers = _parts(model, optimizer, average, chooser)
-    tensors: dict[str, Tensor] = {}
-    for part, module in modules.items():
-        tensors |= {f"{part}.{name}": value for name, value in module.state_dict().items()}
-    for part, one in optimizers.items():
-        for index, state in one.state_dict()["state"].items():
-            tensors |= {f"{part}.{index}.{name}": value for name, value in state.items() if value is not None}
-    metadata = {"progress": json.dumps(asdict(progress))}
-    if scaler is not None:
-        metadata["scaler"] = json.dumps(scaler.state_dict())
-    plain = {}
-    for name, value in tensors.items():
-        value = whole(value)
-        if accelerator.is_main_process:
-            plain[name] = value.cpu()
-    if accelerator.is_main_process:
-        write_tensors(path, plain, metadata)
-
-
-def _load(
-    path: Path,
-    model: Classifier,
-    optimizer: torch.optim.Optimizer,
-    average: AveragedModel | None,
-    chooser: _Chooser | None,
-    scaler: torch.amp.GradScaler | None,
-    fresh: Progress,
-) -> Progress:
-    metadata, tensors = _read(path)
-    progress = _progress(path, metadata)
-    if (progress.steps, progress.steps_per_epoch) != (fresh.steps, fresh.steps_per_epoch):
-        raise TrainingError(
-            f"{path}: it belongs to a training of {progress.steps} steps, this one has {fresh.steps}; delete it to "
-            "start this run anew"
-        )
-    try:
-        modules, optimizers = _parts(model, optimizer, average, chooser)
-        for part, module in modules.items():
-            _load_whole(module, _under(f"{part}.", tensors))
-        for part, one in optimizers.items():
-            _load_optimizer(one, _under(f"{part}.", tensors))
-        if scaler is not None:
-            scaler.load_state_dict(json.loads(metadata["scaler"]))
-    except (KeyError, IndexError, ValueError, RuntimeError) as error:
-        raise TrainingError(
-            f"{path}: it belongs to another network ({str(error).splitlines()[0]}); delete it to start this run anew"
-        ) from error
-    return progress
-
-
-def _parts(
-    model: Classifier, optimizer: torch.optim.Optimizer, average: AveragedModel | None, chooser: _Chooser | None
-) -> tuple[dict[str, nn.Module], dict[str, torch.optim.Optimizer]]:
-    """What a checkpoint holds, by name."""
-    modules: dict[str, nn.Module] = {"model": model}
-    optimizers = {"optimizer": optimizer}
-    if average is not None:
-        modules["average"] = average
-    if chooser is not None:
-        modules["proxy"], optimizers["proxy_optimizer"] = chooser.proxy, chooser.optimizer
-    return modules, optimizers
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for name, value in tensors.items():
-        index, _, key = name.partition(".")
-        like = parameters[int(index)]
-        state.setdefault(int(index), {})[key] = part_like(like, value) if value.shape == like.shape else value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _load_whole(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    own = module.state_dict()
-    module.load_state_dict({n: part_like(own[n], value) if n in own else value for n, value in tensors.items()})
-
-
-def _progress(path: Path, metadata: dict[str, str]) -> Progress:
-    try:
-        return Progress(**json.loads(metadata["progress"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise TrainingError(f"{path}: damaged ({error}); delete it to start this run anew") from error
-
-
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    try:
-        return read_tensors(path)
-    except ValueError as error:
-        raise TrainingError(f"{error}; delete it to start this run anew") from error
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

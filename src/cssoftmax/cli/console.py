@@ -15,7 +15,7 @@ import typer
 from rich.cells import cell_len
 from rich.console import Console
 
-from cssoftmax import processor, training
+from cssoftmax import checkpoint, processor, training
 from cssoftmax.data.progress import silence
 from cssoftmax.networks import NETWORKS
 
@@ -72,7 +72,7 @@ def _explanation(error: Exception, options: Iterable[str]) -> str:
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in text):
         more = ", or add --stream" if "stream" in options else ""
         return f"not enough memory ({text or 'MemoryError'}); lower --batch-size, --width or --image-size{more}"
-    if isinstance(error, RuntimeError) and not isinstance(error, training.TrainingError):
+    if isinstance(error, RuntimeError) and not isinstance(error, checkpoint.TrainingError):
         raise error
     name = re.match(r"\w+(?=: )", text)
     return f"--{text.replace('_', '-', name[0].count('_'))}" if name and name[0] in options else text

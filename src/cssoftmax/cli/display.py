@@ -4,7 +4,7 @@ import time
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from cssoftmax import comparison, jobs, training
+from cssoftmax import checkpoint, comparison, jobs, training
 from cssoftmax.cli import console
 from cssoftmax.data import Dataset
 from cssoftmax.recipes import Recipe
@@ -69,7 +69,7 @@ class Display:
         self.bar.update(self.task, total=total, completed=done, detail=text)
         self.bar.start()
 
-    def step(self, progress: training.Progress) -> None:
+    def step(self, progress: checkpoint.Progress) -> None:
         now = time.monotonic()
         if self.bar.disable or (now - self.drawn < 0.1 and progress.step < progress.steps):
             return

@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 
-from cssoftmax import training
+from cssoftmax.checkpoint import Progress, TrainingError
 from cssoftmax.comparison.trainings import Line, Setup, Task, perform
-from cssoftmax.training import Progress
 
 Record = Callable[[Task, Line], list[Task]]
 
@@ -91,7 +90,7 @@ def _named(task: Task, work: Callable[[], Line]) -> Line:
     """An error of a training says which one it is."""
     try:
         return work()
-    except training.TrainingError as error:
+    except TrainingError as error:
         raise ComparisonError(f"{task.kind} {task.name}: {error}") from error
 
 

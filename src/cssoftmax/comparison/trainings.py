@@ -10,10 +10,11 @@ from typing import Any, Literal
 from torch import Tensor
 
 from cssoftmax import jobs, metrics, recipes, training
+from cssoftmax.checkpoint import Progress
 from cssoftmax.comparison import tuning
 from cssoftmax.comparison.protocol import Design, Part, Protocol, test_part, validation_part
 from cssoftmax.comparison.tuning import Values
-from cssoftmax.training import Classifier, Progress
+from cssoftmax.training import Classifier
 
 Line = dict[str, Any]
 
@@ -56,7 +57,7 @@ def perform(setup: Setup, task: Task, on_step: Callable[[Progress], None]) -> Li
     """Trains, from where an interruption left it; returns what is to be written down.
 
     Raises:
-        cssoftmax.training.TrainingError: as there; but a trial that diverges has a score of 0.
+        cssoftmax.checkpoint.TrainingError: as there; but a trial that diverges has a score of 0.
         cssoftmax.training.Interrupted: asked to stop; what was trained is saved.
     """
     return (_try if task.kind == "trial" else _run)(setup, task, on_step)
