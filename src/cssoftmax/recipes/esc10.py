@@ -2,6 +2,8 @@
 
 64 mel bands, 216 frames. The augmentation was no worse than none or twice this on a validation split of 60 recordings,
 which is too few to tell them apart.
+
+BEST: not run to its end yet; `python tools/run_recipes.py esc10` does.
 """
 
 from cssoftmax.data.augment import SoundAugment

@@ -2,6 +2,9 @@
 
 64 mel bands, 63 frames. The augmentation was the best of three (none, this, twice this) on a validation split, one seed
 each; twice this was worse than none.
+
+BEST: 100.00 ± 0.00 % with CS-Softmax and with plain softmax, three seeds, with and without the mean over views; 0.10
+PFLOP, 14 minutes a seed on one thread of an AMD EPYC (bf16): `python tools/run_recipes.py fsdd`.
 """
 
 from cssoftmax.data.augment import SoundAugment

@@ -1,4 +1,7 @@
-"""MNIST, 28x28 grey, a LeNet-like network: two minutes on two CPU cores."""
+"""MNIST, 28x28 grey, a LeNet-like network: two minutes on two CPU cores.
+
+BEST: not run to its end yet; `python tools/run_recipes.py mnist` does.
+"""
 
 from cssoftmax.data.augment import ImageAugment
 from cssoftmax.recipes.recipe import Recipe
