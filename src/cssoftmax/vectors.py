@@ -16,6 +16,7 @@ import pyarrow.parquet
 from cssoftmax import files
 from cssoftmax.data import Item, Stream
 from cssoftmax.data.prepare import Raw
+from cssoftmax.data.sources import opened_parquet
 from cssoftmax.embedder import Embedder
 from cssoftmax.jobs import JobError
 from cssoftmax.training import Interrupted
@@ -135,7 +136,7 @@ def search(embedder: Embedder, query: Raw, path: Path, *, count: int = 5) -> lis
         raise JobError(f"{path}: was made with other weights, whose embeddings cannot be compared; embed anew")
     wanted = embedder.embed([query])[0]
     best: list[Hit] = []
-    for batch in pyarrow.parquet.ParquetFile(path).iter_batches(ROWS):
+    for batch in opened_parquet(path, str(path)).iter_batches(ROWS):
         vectors = batch.column("vector").values.to_numpy().reshape(len(batch), -1)
         cosines = vectors @ wanted
         nearest = np.argsort(-cosines, kind="stable")[:count].tolist()

@@ -1,16 +1,18 @@
 """Samples that cannot be used: named one at a time, or left out and listed; and samples that are there twice."""
 
 import io
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
+import psutil
 import pyarrow
 import pyarrow.parquet
 import pytest
 import soundfile
 from PIL import Image
 
-from cssoftmax.data import DataError, load_dataset
+from cssoftmax.data import DataError, load_dataset, open_stream
 
 
 def picture(seed, mode="RGB", size=(12, 12), kind="PNG", **options):
@@ -137,6 +139,24 @@ def test_rows_without_a_label_or_a_file_are_left_out_of_a_parquet_file(tmp_path)
         path.write_bytes(damaged)
         with pytest.raises(DataError, match="train.parquet: not a readable parquet file"):
             load_dataset(str(path), cache_dir=tmp_path, on_error="skip")
+
+
+def test_a_parquet_file_that_unpacks_to_more_than_memory_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    rows = [{"image": {"bytes": picture(0) + bytes(10**6), "path": None}, "label": i % 2} for i in range(40)]
+    path = tmp_path / "train.parquet"
+    table = datasets.Dataset.from_list(rows, features=features).data.table
+    pyarrow.parquet.write_table(table, path, row_group_size=20, use_dictionary=False, compression="zstd")
+    assert path.stat().st_size < 10**5
+    free = 30 * 10**6
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+    with pytest.raises(DataError, match=r"train.parquet: it takes 0.04 GB of memory, 0.03 are free; add --stream"):
+        load_dataset(str(path), cache_dir=tmp_path)
+    assert len(load_dataset(str(path), cache_dir=tmp_path, shuffle_buffer=4).classes) == 2
+    free = 10**7
+    for read in (lambda: load_dataset(str(path), shuffle_buffer=5), lambda: open_stream(str(path))):
+        with pytest.raises(DataError, match=r"a row group takes 0.02 GB of memory, 0.01 are free; write it anew"):
+            read()
 
 
 def test_samples_in_both_splits_are_found(tmp_path):

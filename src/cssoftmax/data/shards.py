@@ -38,6 +38,7 @@ from cssoftmax.data.sources import (
     label_column,
     locate,
     one_line,
+    opened_parquet,
     split_word,
     texts,
 )
@@ -370,16 +371,4 @@ def _row_groups(
     return read
 
 
-@lru_cache(OPEN_FILES)
-def _opened(place: str | Path, where: str) -> Any:
-    """A parquet file on disk or, by its address, elsewhere."""
-    import fsspec
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        if isinstance(place, Path):
-            return pyarrow.parquet.ParquetFile(place)
-        return pyarrow.parquet.ParquetFile(fsspec.open(place).open(), pre_buffer=True)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{where}: not a readable parquet file ({first_line(error)}); fetch it again") from None
+_opened = lru_cache(OPEN_FILES)(opened_parquet)

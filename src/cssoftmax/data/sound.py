@@ -78,7 +78,8 @@ def prepare_sounds(waveforms: Sequence[Array], parameters: LogMel) -> Tensor:
 def log_mel(waveforms: Array, parameters: LogMel) -> Array:
     """Log-mel spectrograms (N, mels, frames), float32, of mono waveforms (N, samples) at ``parameters.sample_rate``.
 
-    In decibels below the loudest value of each, down to -80; silence is -80 throughout.
+    In decibels below the loudest value of each, down to -80; silence is -80 throughout. Each is what it is alone, bit
+    for bit, whatever the others are.
 
     >>> import numpy as np
     >>> log_mel(np.zeros((2, 8000), np.float32), LogMel(sample_rate=8000, duration=1.0)).shape
@@ -86,13 +87,9 @@ def log_mel(waveforms: Array, parameters: LogMel) -> Array:
     """
     import librosa
 
-    power = librosa.feature.melspectrogram(
-        y=waveforms,
-        sr=parameters.sample_rate,
-        n_fft=parameters.n_fft,
-        hop_length=parameters.hop,
-        n_mels=parameters.mels,
-    )
+    settings = {"sr": parameters.sample_rate, "n_fft": parameters.n_fft, "hop_length": parameters.hop}
+    # One by one: in a product of all at once, rounding would depend on how many there are.
+    power = np.stack([librosa.feature.melspectrogram(y=y, n_mels=parameters.mels, **settings) for y in waveforms])
     loudest = power.max(axis=(1, 2), keepdims=True)
     relative = np.divide(power, loudest, out=np.zeros_like(power), where=loudest > 0)
     decibels = 10 * np.log10(np.maximum(relative, 10 ** (-DYNAMIC_RANGE / 10)))

@@ -202,17 +202,41 @@ def _read_folder(root: Path, entries: Sequence[tuple[Path, str, str]]) -> Table:
 def _read_parquet(name: str, root: Path, files: Sequence[Path], on_error: OnError) -> Table:
     import datasets
     import pyarrow
-    import pyarrow.parquet
 
     parts = []
     for path in files:
         relative = path.relative_to(root).as_posix()
         try:
-            table = datasets.Dataset(pyarrow.parquet.ParquetFile(path).read())
+            table = datasets.Dataset(opened_parquet(path, str(path), whole=True).read())
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"{path}: not a readable parquet file ({first_line(error)}); fetch it again") from None
         parts.append((relative, split_word(relative), table))
     return _read_parts(name, str(root), parts, on_error)
+
+
+def opened_parquet(place: str | Path, where: str, *, whole: bool = False) -> Any:
+    """A parquet file on disk or, by its address, elsewhere, to be read by row groups or as a ``whole``.
+
+    Raises:
+        DataError: it cannot be read, or what is read at once takes more memory than is free: a small file can unpack
+            to terabytes.
+    """
+    import fsspec
+    import psutil
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        on_disk = isinstance(place, Path)
+        file = pyarrow.parquet.ParquetFile(place if on_disk else fsspec.open(place).open(), pre_buffer=not on_disk)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{where}: not a readable parquet file ({first_line(error)}); fetch it again") from None
+    sizes = [file.metadata.row_group(number).total_byte_size for number in range(file.num_row_groups)]
+    needed, free = sum(sizes) if whole else max(sizes, default=0), psutil.virtual_memory().available
+    if needed > free:
+        what, remedy = ("it", "add --stream") if whole else ("a row group", "write it anew with smaller row groups")
+        raise DataError(f"{where}: {what} takes {needed / 1e9:.3g} GB of memory, {free / 1e9:.3g} are free; {remedy}")
+    return file
 
 
 def split_word(name: str) -> str:

@@ -13,12 +13,12 @@ from cssoftmax.data.sources import (
     contents,
     digest_of,
     files_under,
-    first_line,
     hub_source,
     input_column,
     label_column,
     locate,
     named_folder,
+    opened_parquet,
     subfolders,
     texts,
 )
@@ -97,17 +97,10 @@ def _of_files(name: str, root: Path, files: Sequence[tuple[Path, str | None]]) -
 def _of_parquet(name: str, root: Path, files: Sequence[Path]) -> Stream:
     import datasets
     import pyarrow
-    import pyarrow.parquet
-
-    def rows_of(path: Path) -> int:
-        try:
-            return int(pyarrow.parquet.ParquetFile(path).metadata.num_rows)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise DataError(f"{path}: not a readable parquet file ({first_line(error)}); fetch it again") from None
 
     def items() -> Iterator[Item]:
         for path in files:
-            file, part = pyarrow.parquet.ParquetFile(path), path.relative_to(root).as_posix()
+            file, part = opened_parquet(path, str(path)), path.relative_to(root).as_posix()
             features = datasets.Features.from_arrow_schema(file.schema_arrow)
             column, _ = input_column(features, str(path))
             try:
@@ -127,7 +120,9 @@ def _of_parquet(name: str, root: Path, files: Sequence[Path]) -> Stream:
                     yield Item(f"{part} row {row}", label, data)
                     row += 1
 
-    return Stream(name, digest_of(root, files), sum(map(rows_of, files)), items)
+    return Stream(
+        name, digest_of(root, files), sum(opened_parquet(path, str(path)).metadata.num_rows for path in files), items
+    )
 
 
 def _digits() -> Stream:
