@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from cssoftmax import jobs, losses, processes, training
+from cssoftmax import jobs, losses, processes, runs, training
 from cssoftmax.checkpoint import Progress, load_checkpoint, save_checkpoint
 from cssoftmax.data import Split
 from cssoftmax.engine import chunked
@@ -481,7 +481,7 @@ def job(rank, world, port, folder, resume):
         else:
             recipe = {"epochs": 2, "ema": 0.9, "clip_norm": 1.0, "mixup": 0.2}
             jobs.train(
-                jobs.Source("digits"), folder / "run", recipe_changes=recipe, cpu=True, shard_classes=True,
+                runs.Source("digits"), folder / "run", recipe_changes=recipe, cpu=True, shard_classes=True,
                 loss="curricularface", watcher=watcher,
             )  # fmt: skip
         ended = "done"

@@ -8,7 +8,7 @@ import yaml
 
 from cssoftmax import jobs
 from cssoftmax.card import model_card
-from cssoftmax.jobs import Source
+from cssoftmax.runs import Source
 
 
 @pytest.fixture

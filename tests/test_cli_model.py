@@ -9,7 +9,7 @@ import pytest
 from cssoftmax import cli, jobs
 from cssoftmax.data import progress
 from cssoftmax.embedder import Embedder
-from cssoftmax.jobs import Source
+from cssoftmax.runs import Source
 
 
 @pytest.fixture(autouse=True)

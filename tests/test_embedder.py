@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from cssoftmax import jobs, training
+from cssoftmax import jobs, runs, training
 from cssoftmax.data import DataError, blends, load_dataset
 from cssoftmax.embedder import Embedder
-from cssoftmax.jobs import JobError, Source
+from cssoftmax.runs import JobError, Source
 
 
 @pytest.fixture(scope="module")
@@ -143,11 +143,11 @@ def test_sounds_embed_from_files_and_waveforms(tones, tmp_path):
 
 
 def test_a_run_of_before_preprocessing_was_written_down_still_loads(digits, files, tmp_path):
-    config = jobs.read_config(digits)
+    config = runs.read_config(digits)
     del config["preprocessing"]
-    assert jobs.preprocessing(config) == Embedder.load(digits).preprocessing
+    assert runs.preprocessing(config) == Embedder.load(digits).preprocessing
     with pytest.raises(JobError, match="does not say how sounds became spectrograms"):
-        jobs.preprocessing(config | {"kind": "sound"})
+        runs.preprocessing(config | {"kind": "sound"})
 
 
 def test_what_cannot_be_used_is_one_line(digits, files, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from cssoftmax import jobs
 from cssoftmax.data import load_dataset, prepare
 from cssoftmax.embedder import Embedder
 from cssoftmax.export import export
-from cssoftmax.jobs import JobError, Source
+from cssoftmax.runs import JobError, Source
 
 
 def trained(source, folder, **options):

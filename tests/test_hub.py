@@ -13,7 +13,7 @@ from cssoftmax import hub, jobs
 from cssoftmax.embedder import Embedder
 from cssoftmax.export import publish
 from cssoftmax.hub import HubError
-from cssoftmax.jobs import JobError, Source
+from cssoftmax.runs import JobError, Source
 
 
 class Hub(http.server.BaseHTTPRequestHandler):

@@ -16,11 +16,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from cssoftmax import files, jobs, losses, metrics, training
+from cssoftmax import files, jobs, losses, metrics, runs, training
 from cssoftmax.checkpoint import TrainingError
 from cssoftmax.data import DataError, load_dataset
-from cssoftmax.jobs import JobError, Source, Watcher
+from cssoftmax.jobs import Watcher
 from cssoftmax.recipes import RecipeError
+from cssoftmax.runs import JobError, Source
 from cssoftmax.training import Interrupted
 
 FILES = [
@@ -94,7 +95,7 @@ def test_a_run_is_a_folder_of_plain_files(run):
     assert summary["split"] == "test"
     assert {measure.key for measure in metrics.MEASURES} == set(summary["measures"])
     assert summary["measures"]["accuracy"] == pytest.approx(epochs(folder)[-1]["eval_accuracy"])
-    assert summary["parameters"] == sum(p.numel() for p in jobs.load_model(folder).parameters())
+    assert summary["parameters"] == sum(p.numel() for p in runs.load_model(folder).parameters())
 
 
 @pytest.mark.parametrize("options", [{}, {"amp": "bf16"}, {"changes": {"ema": 0.5}}])
@@ -122,7 +123,7 @@ def test_photos_of_day_and_night_are_told_apart(run):
 @pytest.mark.parametrize("loss", losses.LOSSES)
 def test_every_loss_trains_and_is_rebuilt_from_its_run(run, loss):
     folder = run("run", loss=loss, changes={"epochs": 1, "label_smoothing": 0.1})
-    rebuilt = jobs.load_model(folder).loss
+    rebuilt = runs.load_model(folder).loss
     assert isinstance(rebuilt, losses.LOSSES[loss])
     assert rebuilt.label_smoothing == 0.1
 
@@ -253,7 +254,7 @@ def test_a_sample_of_the_classes_is_drawn_on_one_process_too(run):
     drawn = run("drawn", sample_rate=0.5, changes={"epochs": 1})
     assert weights(drawn) == weights(run("again", sample_rate=0.5, changes={"epochs": 1}))
     assert 0 < epochs(drawn)[0]["train_accuracy"] <= 1
-    assert not torch.distributed.is_initialized() and jobs.load_model(drawn).loss.weight.shape == (2, 8)
+    assert not torch.distributed.is_initialized() and runs.load_model(drawn).loss.weight.shape == (2, 8)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +280,7 @@ def test_what_does_not_go_with_a_launch_is_named(monkeypatch, changes, environme
 
 def test_a_proxy_sees_inputs_as_its_model_does(run, make_photos):
     source = Source(str(make_photos("square")), image_size=32)
-    config = jobs.read_config(run("whitened", source=source, changes={"network": "whitenet", "proxy_width": 1}))
+    config = runs.read_config(run("whitened", source=source, changes={"network": "whitenet", "proxy_width": 1}))
     dataset, config["recipe"]["proxy_width"] = source.load(seed=0), 0
     model, _ = jobs.prepare(config, dataset)
     assert jobs.proxy_of(config, model) is None

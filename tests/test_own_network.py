@@ -5,10 +5,10 @@ import json
 import pytest
 from torch import nn
 
-from cssoftmax import comparison, jobs, networks
+from cssoftmax import comparison, jobs, networks, runs
 from cssoftmax.embedder import Embedder
 from cssoftmax.export import export
-from cssoftmax.jobs import JobError, Source
+from cssoftmax.runs import JobError, Source
 
 CODE = """
 from pathlib import Path
@@ -71,7 +71,7 @@ def test_a_run_records_it_and_no_file_makes_it_run(make_photos, tmp_path):
     assert json.loads((run / "config.json").read_text())["recipe"]["network"] == "own_code:small"
     sys.modules.pop("own_code")
     (tmp_path / "imported").unlink()
-    for load in (jobs.load_model, jobs.evaluate, Embedder.load):
+    for load in (runs.load_model, jobs.evaluate, Embedder.load):
         with pytest.raises(JobError, match=r"run.*: its network is code, own_code:small, .* --network own_code:small"):
             load(run)
     with pytest.raises(JobError, match="was made with own_code:small, not own_code:fixed"):

@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # the ranks import what they run
 import sharded_ranks
 
 from cssoftmax import CosFaceLoss, CSSoftmaxLoss
-from cssoftmax.jobs import load_model
 from cssoftmax.losses import LOSSES, CenterLoss
+from cssoftmax.runs import load_model
 from cssoftmax.sharded import shard_loss
 
 BOUND = 100  # seconds

@@ -7,7 +7,7 @@ import pytest
 from cssoftmax import jobs, vectors
 from cssoftmax.data import DataError, open_stream
 from cssoftmax.embedder import Embedder
-from cssoftmax.jobs import JobError, Source
+from cssoftmax.runs import JobError, Source
 from cssoftmax.training import Interrupted
 
 

@@ -25,7 +25,7 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from cssoftmax import files, jobs, processor
+from cssoftmax import files, processor, runs
 from cssoftmax.data import DataError
 from cssoftmax.data.image import open_image
 from cssoftmax.data.sound import read_channels
@@ -166,7 +166,7 @@ def main() -> int:
         "went wrong": {str(seed): message for seed, message in wrong.items()},
         "seconds": round(time.monotonic() - began),
         "device": processor.describe("cpu"),
-        "versions": jobs.versions(),
+        "versions": runs.versions(),
     }
     print(json.dumps(result, indent=1))
     if arguments.output:

@@ -29,7 +29,7 @@ import pyarrow.parquet
 import torch
 from PIL import Image
 
-from cssoftmax import comparison, files, jobs, processor, vectors
+from cssoftmax import comparison, files, jobs, processor, runs, vectors
 from cssoftmax.data import open_stream
 from cssoftmax.data.cache import read_cache
 from cssoftmax.embedder import Embedder
@@ -47,7 +47,7 @@ def pictures(folder: Path, classes: int = 4, each: int = 40, size: int = 16) -> 
     return folder
 
 
-def train(folder: Path, source: jobs.Source) -> None:
+def train(folder: Path, source: runs.Source) -> None:
     run = folder / "run"
     if (run / "summary.json").exists():
         return
@@ -57,18 +57,18 @@ def train(folder: Path, source: jobs.Source) -> None:
         jobs.train(source, run, recipe_changes=SMALL, cpu=True)
 
 
-def compare(folder: Path, source: jobs.Source) -> None:
+def compare(folder: Path, source: runs.Source) -> None:
     losses = ("softmax", "cs-softmax")
     comparison.compare(source, folder / "compared", losses=losses, seeds=1, tune=1, recipe_changes=SMALL, cpu=True)
 
 
-def embed(folder: Path, source: jobs.Source) -> None:
+def embed(folder: Path, source: runs.Source) -> None:
     vectors.PART = 16
     embedder = Embedder.load(folder.parent / "train whole" / "run")
     vectors.write_vectors(embedder, open_stream(source.name), folder / "embeddings.parquet")
 
 
-def child(work: Callable[[Path, jobs.Source], None], folder: Path, source: jobs.Source) -> None:
+def child(work: Callable[[Path, runs.Source], None], folder: Path, source: runs.Source) -> None:
     sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     torch.set_num_threads(1)
     work(folder, source)
@@ -119,7 +119,7 @@ def main() -> int:
         for work, share in ((train, 1), (compare, 1 / 3), (embed, 1 / 3)):
             whole = root / f"{work.__name__} whole"
             began = time.monotonic()
-            source = jobs.Source(str(photos), cache_dir=whole / "cache")
+            source = runs.Source(str(photos), cache_dir=whole / "cache")
             process = context.Process(target=child, args=(work, whole, source))
             process.start()
             process.join()
@@ -129,7 +129,7 @@ def main() -> int:
             kills, goal, number = 0, round(arguments.kills * share), 0
             while kills < goal:
                 folder = root / f"{work.__name__} {number}"
-                source = jobs.Source(str(photos), cache_dir=folder / "cache")
+                source = runs.Source(str(photos), cache_dir=folder / "cache")
                 process = context.Process(target=child, args=(work, folder, source))
                 process.start()
                 process.join(random.uniform(0, seconds) if kills < goal else None)
@@ -149,7 +149,7 @@ def main() -> int:
                     number += 1
                 print(f"\r{work.__name__}: {kills} of {goal} kills", end="", file=sys.stderr, flush=True)
             print(file=sys.stderr)
-    result = {"seed": arguments.seed, "device": processor.describe("cpu"), "versions": jobs.versions(), **counts}
+    result = {"seed": arguments.seed, "device": processor.describe("cpu"), "versions": runs.versions(), **counts}
     print(json.dumps(result, indent=1))
     if arguments.output:
         files.write_json(arguments.output, result)

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from cssoftmax.jobs import versions
+from cssoftmax.runs import versions
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results" / "recipes"

@@ -37,7 +37,7 @@ def on_step(progress):
         signal.raise_signal(signal.SIGINT)
 changes = {"network": "lenet", "width": 4, "embedding_size": 16, "epochs": 1, "batch_size": int(batch), "lr": 0.05}
 watcher = jobs.Watcher(on_step=on_step)
-source = jobs.Source(source, image_size=32, shuffle_buffer=int(buffer))
+source = runs.Source(source, image_size=32, shuffle_buffer=int(buffer))
 try:
     if how == "resumed":
         jobs.resume(Path(run), watcher=watcher)

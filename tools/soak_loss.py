@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 import cssoftmax
-from cssoftmax import CenterLoss, files, jobs, processor
+from cssoftmax import CenterLoss, files, processor, runs
 from cssoftmax.losses import LOSSES, SimilarityLoss
 
 STEPS = 100
@@ -302,7 +302,7 @@ def main() -> int:
             "wrong": wrong,
             "seconds": round(before + time.monotonic() - began),
             "device": processor.describe("cpu"),
-            "versions": jobs.versions(),
+            "versions": runs.versions(),
         }
 
     while seed * STEPS < arguments.steps:

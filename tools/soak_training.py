@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from kill_jobs import SMALL, pictures
 
-from cssoftmax import files, jobs, processor
+from cssoftmax import files, jobs, processor, runs
 from cssoftmax.training import Interrupted
 
 
@@ -36,7 +36,7 @@ def used() -> dict[str, float]:
     }
 
 
-def soak(source: jobs.Source, run: Path, seconds: float) -> dict[str, Any]:
+def soak(source: runs.Source, run: Path, seconds: float) -> dict[str, Any]:
     """Trains that long; what was used, and by how much it grew."""
     seen: list[dict[str, float]] = []
     steps, end = 0, time.monotonic() + seconds
@@ -76,11 +76,11 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="JSON file for what was found")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    result: dict[str, Any] = {"device": processor.describe("cpu"), "versions": jobs.versions()}
+    result: dict[str, Any] = {"device": processor.describe("cpu"), "versions": runs.versions()}
     with tempfile.TemporaryDirectory() as name:
         photos = str(pictures(Path(name) / "photos"))
         for kind, buffer in (("in memory", None), ("streamed", 40)):
-            source = jobs.Source(photos, cache_dir=Path(name) / "cache", shuffle_buffer=buffer)
+            source = runs.Source(photos, cache_dir=Path(name) / "cache", shuffle_buffer=buffer)
             result[kind] = soak(source, Path(name) / kind, 30 * arguments.minutes)
     print(json.dumps(result, indent=1))
     if arguments.output:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch.nn.functional import normalize
 
-from cssoftmax import jobs, metrics
+from cssoftmax import jobs, metrics, runs
 from cssoftmax.data import hold_out_classes, load_dataset
 from cssoftmax.embedder import Embedder
 
@@ -20,7 +20,7 @@ from cssoftmax.embedder import Embedder
 def measured(name: str, data_root: Path | None, folder: Path) -> list[str]:
     dataset = load_dataset(name, data_root=data_root)
     held_out = dataset.classes[-2:]
-    run = jobs.train(jobs.Source(name, data_root, held_out_classes=held_out), folder / name, cpu=True)
+    run = jobs.train(runs.Source(name, data_root, held_out_classes=held_out), folder / name, cpu=True)
     embedder = Embedder.load(run, device="cpu")
     known, unknown = hold_out_classes(dataset, held_out)
     strangers, friends = (torch.cat([embedder._network(b) for b in s.inputs.split(500)]) for s in (unknown, known.test))

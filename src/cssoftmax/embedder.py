@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cssoftmax import files, hub, jobs, metrics, training
+from cssoftmax import files, hub, metrics, runs, training
 from cssoftmax.data import Preprocessing, prepare
 from cssoftmax.data.prepare import Array, Raw
 
@@ -90,7 +90,7 @@ class Embedder:
         self.config = dict(config)
         self.calibration = calibration
         self.enrolled = dict(enrolled or {})
-        self.preprocessing: Preprocessing = jobs.preprocessing(config)
+        self.preprocessing: Preprocessing = runs.preprocessing(config)
         self.digest = _digest(model)
 
     @classmethod
@@ -103,13 +103,13 @@ class Embedder:
             device: by default "cuda" where there is one.
 
         Raises:
-            cssoftmax.jobs.JobError: there is neither, or it is damaged; one line that names the file and the remedy.
+            cssoftmax.runs.JobError: there is neither, or it is damaged; one line that names the file and the remedy.
         """
         path = hub.fetch(str(run_or_file)[3:]) if str(run_or_file).startswith("hf:") else Path(run_or_file)
         if path.is_file():
             return cls(*_read(path, network), device=device)
-        config = jobs.read_config(path)
-        model = jobs.load_model(path, config, network=network)
+        config = runs.read_config(path)
+        model = runs.load_model(path, config, network=network)
         return cls(model, config, _calibration(path, model), _read_enrolled(path / ENROLLED, model), device)
 
     @property
@@ -180,11 +180,11 @@ class Embedder:
         A class that was enrolled before is replaced. ``save_enrolled`` keeps it.
 
         Raises:
-            cssoftmax.jobs.JobError: the network was trained on a class of that name.
+            cssoftmax.runs.JobError: the network was trained on a class of that name.
             cssoftmax.data.DataError: an item cannot be decoded.
         """
         if name in self.config["classes"] or not name:
-            raise jobs.JobError(f"name: {name!r} is a class that was trained on; give the new one another name")
+            raise runs.JobError(f"name: {name!r} is a class that was trained on; give the new one another name")
         mean = self._embed(items, sample_rate).mean(0)
         self.enrolled[name] = normalize(mean, dim=0).cpu()
 
@@ -205,14 +205,14 @@ class Embedder:
             decision: see above.
 
         Raises:
-            cssoftmax.jobs.JobError: there is no calibration, or ``far`` is out of range.
+            cssoftmax.runs.JobError: there is no calibration, or ``far`` is out of range.
         """
         if self.calibration is None or not len(self.calibration.scores[decision]):
-            raise jobs.JobError("no evaluation to find a threshold with; `cssoftmax evaluate RUN` makes one")
+            raise runs.JobError("no evaluation to find a threshold with; `cssoftmax evaluate RUN` makes one")
         try:
             return metrics.far_threshold(self.calibration.scores[decision], far)
         except ValueError as error:
-            raise jobs.JobError(str(error)) from error
+            raise runs.JobError(str(error)) from error
 
     def shared_config(self) -> dict[str, Any]:
         """The run's config without the places of its data on this machine."""
@@ -232,7 +232,7 @@ class Embedder:
     def save_enrolled(self, run_or_file: str | Path) -> None:
         """Writes the enrolled classes to the run's folder or the file that this was loaded from."""
         if str(run_or_file).startswith("hf:"):
-            raise jobs.JobError(f"{run_or_file}: classes cannot be kept on the hub; export it, and enroll in the file")
+            raise runs.JobError(f"{run_or_file}: classes cannot be kept on the hub; export it, and enroll in the file")
         path = Path(run_or_file)
         if path.is_file():
             self.save(path)
@@ -311,7 +311,7 @@ def _calibration(run: Path, model: training.Classifier) -> Calibration | None:
         scores, same = metrics.pair_scores(embeddings, target, max_pairs=PAIRS)
     except (RuntimeError, OSError, ValueError, KeyError) as error:
         line = (str(error).splitlines() or [""])[0]
-        raise jobs.JobError(f"{path}: cannot be used ({line}); `cssoftmax evaluate {run}` writes it anew") from error
+        raise runs.JobError(f"{path}: cannot be used ({line}); `cssoftmax evaluate {run}` writes it anew") from error
     return Calibration(split, {"class": _class_cosines(model, strangers).amax(1), "pair": scores[~same].float()})
 
 
@@ -324,7 +324,7 @@ def _read_enrolled(path: Path, model: training.Classifier) -> dict[str, Tensor]:
         if any(value.shape != (model.loss.in_features,) for value in found.values()):
             raise ValueError("of another network")
     except (ValueError, KeyError, TypeError) as error:
-        raise jobs.JobError(f"{path}: cannot be used ({error}); delete it and enroll anew") from error
+        raise runs.JobError(f"{path}: cannot be used ({error}); delete it and enroll anew") from error
     return found
 
 
@@ -345,8 +345,8 @@ def _read(
             calibration = Calibration(found["split"], scores)
         enrolled = {name: tensors[f"enrolled.{index}"] for index, name in enumerate(header["enrolled"])}
     except (ValueError, KeyError, TypeError) as error:
-        raise jobs.JobError(
+        raise runs.JobError(
             f"{path}: not a file that `cssoftmax export --format safetensors` wrote ({error}); export the run anew"
         ) from error
     weights = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
-    return jobs.restore(path, config, weights, network=network), config, calibration, enrolled
+    return runs.restore(path, config, weights, network=network), config, calibration, enrolled

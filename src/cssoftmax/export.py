@@ -20,7 +20,7 @@ from cssoftmax import __version__, files, hub, training
 from cssoftmax.card import model_card
 from cssoftmax.data import LogMel, Pixels, Preprocessing
 from cssoftmax.embedder import Embedder
-from cssoftmax.jobs import JobError
+from cssoftmax.runs import JobError
 
 Format = Literal["onnx", "torch-export", "safetensors"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch-export": ".pt2", "safetensors": ".safetensors"}

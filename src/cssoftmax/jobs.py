@@ -1,48 +1,48 @@
 """Train and evaluate as functions: what the commands call. A run is a folder of plain files."""
 
-import importlib.metadata
 import json
 import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, distributed
 
-from cssoftmax import __version__, files, losses, metrics, networks, processor, recipes, trackers, training
+from cssoftmax import files, losses, metrics, networks, processor, recipes, trackers, training
 from cssoftmax.card import model_card
 from cssoftmax.checkpoint import Progress, epochs_done
 from cssoftmax.data import (
     Dataset,
-    Pixels,
-    Preprocessing,
     Split,
     blends,
     channel_statistics,
-    hold_out_classes,
-    load_dataset,
     pictures,
-    preprocessing_of,
     recordings,
-    validation_split,
 )
-from cssoftmax.data.augment import ImageAugment, SoundAugment
 from cssoftmax.data.dataset import some
 from cssoftmax.data.preview import shortened
-from cssoftmax.data.sound import NAMED as NAMED_SOUNDS
-from cssoftmax.data.sources import OnError
 from cssoftmax.networks import Standardize, Whitening
 from cssoftmax.processes import fully_sharded, whole
 from cssoftmax.recipes import Recipe
+from cssoftmax.runs import (
+    Amp,
+    JobError,
+    Source,
+    accelerator_of,
+    check_named,
+    classifier_of,
+    dataset_of,
+    load_model,
+    read_config,
+    recipe_of,
+    source_of,
+    versions,
+)
 from cssoftmax.training import Classifier, Interrupted
-
-Amp = Literal["no", "bf16", "fp16"]
 
 # k-NN compares with at most this many training samples.
 NEIGHBOURS = 10_000
@@ -55,52 +55,10 @@ TYPICAL = 200
 BLENDS = 5_000
 
 # Of a streamed data set: samples that each batch is drawn from; samples that its statistics are found with; bytes of
-# decoded samples that are held at a time; logits of test samples that are measured: of many classes, fewer samples.
+# decoded samples that are held at a time.
 SHUFFLE_BUFFER = 10_000
 LOOKED_AT = 5_000
 MOST_BYTES = 2**26
-MOST_LOGITS = 2**27
-
-
-class JobError(ValueError):
-    """A mistake in what was asked for; one line that names it and the remedy."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """What :func:`cssoftmax.data.load_dataset` takes, classes to leave out, and a share to validate on."""
-
-    name: str
-    data_root: Path | None = None
-    cache_dir: Path | None = None
-    image_size: int | None = None
-    test_group: str | None = None
-    validation: float = 0.0
-    held_out_classes: tuple[str, ...] = ()
-    on_error: OnError = "fail"
-    shuffle_buffer: int | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.validation < 1:
-            raise JobError(f"validation: {self.validation} is outside [0, 1)")
-
-    def load(self, seed: int) -> Dataset:
-        dataset = load_dataset(
-            self.name,
-            data_root=self.data_root,
-            cache_dir=self.cache_dir,
-            image_size=self.image_size,
-            test_group=self.test_group,
-            on_error=self.on_error,
-            shuffle_buffer=self.shuffle_buffer,
-        )
-        if self.held_out_classes:
-            dataset, _ = hold_out_classes(dataset, self.held_out_classes)
-        if self.validation:
-            dataset = validation_split(dataset, self.validation, seed)
-        if self.shuffle_buffer is None:
-            return dataset
-        return replace(dataset, test=some(dataset.test, max(MOST_LOGITS // len(dataset.classes), 1), seed))
 
 
 @dataclass(frozen=True)
@@ -209,10 +167,10 @@ def resume(
     again as ``network``: nothing is imported because a file says so.
     """
     config = _moved(read_config(run), data_root)
-    _check_named(run, config, network)
+    check_named(run, config, network)
     if (run / "summary.json").exists():
         raise JobError(f"{run}: this run is complete; `cssoftmax evaluate {run}` measures it anew")
-    dataset = _dataset(config)
+    dataset = dataset_of(config)
     model, accelerator = prepare(config, dataset, run)
     _check_launch(config, accelerator)
     with _only_one(run, accelerator):
@@ -226,94 +184,8 @@ def evaluate(
     and ``samples.safetensors``; ``data_root`` and ``network`` as in :func:`resume`."""
     config = _moved(read_config(run), data_root)
     model = load_model(run, config, network=network)
-    dataset = _dataset(config)
+    dataset = dataset_of(config)
     return _evaluate(run, config, dataset, model, accelerator_of(config), watcher or Watcher())
-
-
-def read_config(run: Path) -> dict[str, Any]:
-    """The ``config.json`` of a run; JobError if there is none, or it does not describe one."""
-    path = run / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        needed = {"source", "dataset", "kind", "fingerprint", "classes", "input_shape", "loss", "recipe", "seed"}
-        missing = (needed | {"amp", "cpu"}) - config.keys()
-        if missing:
-            raise ValueError(f"no {', '.join(sorted(missing))} in it")
-        _source(config), _recipe(config), _loss(config)
-    except (FileNotFoundError, NotADirectoryError):
-        raise JobError(f"{run}: no run here, config.json is missing; `cssoftmax train` makes one") from None
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise JobError(f"{path}: does not describe a run ({error}); restore it, or train anew") from error
-    return dict(config)
-
-
-def load_model(run: Path, config: Mapping[str, Any] | None = None, *, network: str | None = None) -> Classifier:
-    """The trained network and loss of a run, from ``weights.safetensors``, on the CPU; ``network`` as in `resume`."""
-    config = read_config(run) if config is None else config
-    return restore(run / "weights.safetensors", config, read_weights(run), network=network)
-
-
-def restore(
-    path: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor], *, network: str | None = None
-) -> Classifier:
-    """The network and loss that ``config`` describes, with weights that were read from ``path``."""
-    _check_named(path, config, network)
-    model = _build(config, None)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise _unfit(path, error) from error
-    return model
-
-
-def read_weights(run: Path) -> dict[str, Tensor]:
-    """``weights.safetensors`` of a run."""
-    path = run / "weights.safetensors"
-    if not path.exists():
-        raise JobError(
-            f"{run}: weights.safetensors is missing, the training did not end; --resume {run} goes on with it"
-        )
-    try:
-        _, weights = files.read_tensors(path)
-    except ValueError as error:
-        raise _unfit(path, error) from error
-    return weights
-
-
-def _unfit(path: Path, error: Exception) -> JobError:
-    reason = str(error).splitlines()[0].removeprefix(f"{path}: ").rstrip(":")
-    return JobError(f"{path}: these weights cannot be loaded ({reason}); restore it, or train anew")
-
-
-def _check_named(where: Path, config: Mapping[str, Any], network: str | None) -> None:
-    """Code that a file names runs only if the user names it too."""
-    recorded = config["recipe"]["network"]
-    if network not in (None, recorded):
-        raise JobError(f"network: {where} was made with {recorded}, not {network}")
-    if networks.is_import_path(recorded) and network is None:
-        raise JobError(
-            f"{where}: its network is code, {recorded}, and code is not run because a file names it; if you trust it, "
-            f"add --network {recorded}"
-        )
-
-
-def preprocessing(config: Mapping[str, Any]) -> Preprocessing:
-    """How the run of this config makes an image or a sound into an input."""
-    if "preprocessing" in config:
-        return preprocessing_of(config["preprocessing"])
-    # Runs of before it was written down.
-    if config["kind"] == "image":
-        return Pixels(*config["input_shape"])
-    if config["dataset"] in NAMED_SOUNDS:
-        return NAMED_SOUNDS[config["dataset"]]
-    raise JobError("config.json: does not say how sounds became spectrograms; train anew")
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a run's numbers depend on."""
-    names = ("torch", "numpy", "accelerate", "kornia", "librosa", "datasets")
-    own = {"python": platform.python_version(), "cssoftmax": __version__}
-    return own | {name: importlib.metadata.version(name) for name in names}
 
 
 def _only_one(run: Path, accelerator: Accelerator) -> AbstractContextManager[None]:
@@ -338,8 +210,8 @@ def prepare(config: Mapping[str, Any], dataset: Dataset, run: Path | None = None
     accelerator = accelerator_of(config, run)
     torch.manual_seed(config["seed"])
     known = _looked_at(dataset.train, config["seed"])
-    model = _build(config, channel_statistics(known))
-    recipe, inputs = _recipe(config), training.as_input(known.inputs[:1])
+    model = classifier_of(config, channel_statistics(known))
+    recipe, inputs = recipe_of(config), training.as_input(known.inputs[:1])
     _fit_whitening(model.network, known)
     try:
         with torch.no_grad():
@@ -362,11 +234,11 @@ def prepare(config: Mapping[str, Any], dataset: Dataset, run: Path | None = None
 
 def proxy_of(config: Mapping[str, Any], model: Classifier) -> Classifier | None:
     """The narrow twin of a run's model that chooses what it is trained on, before its first step, or None."""
-    width = _recipe(config).proxy_width
+    width = recipe_of(config).proxy_width
     if not width:
         return None
     torch.manual_seed(config["seed"])
-    proxy = _build({**config, "recipe": {**config["recipe"], "width": width}}, None)
+    proxy = classifier_of({**config, "recipe": {**config["recipe"], "width": width}}, None)
     of_data = [
         [layer for layer in one.network.modules() if isinstance(layer, Standardize | Whitening)]
         for one in (proxy, model)
@@ -434,7 +306,7 @@ def _trained(
     accelerator: Accelerator,
     watcher: Watcher,
 ) -> Path:
-    recipe = _recipe(config)
+    recipe = recipe_of(config)
     log, checkpoint = run / "metrics.jsonl", run / "checkpoint.safetensors"
     done = epochs_done(checkpoint)
     if accelerator.is_main_process:
@@ -547,7 +419,7 @@ def _evaluate(
         seed=config["seed"],
         watch=lambda done, total: watcher.on_work(done, total, "pairs compared"),
     )
-    recipe = _recipe(config)
+    recipe = recipe_of(config)
     if recipe.average_views:
         averaged = training.averaged_logits(model, dataset.test, recipe, accelerator=accelerator)
         measures["accuracy_tta"] = metrics.top_k_accuracy(averaged, dataset.test.target, 1)
@@ -590,7 +462,7 @@ def _write_samples(path: Path, config: Mapping[str, Any], dataset: Dataset, embe
         encoded = shortened(inputs.encoded(own), [inputs.source.describe(row) for row in own.tolist()])
     else:
         assert dataset.test.rows is not None
-        source = _source(config)
+        source = source_of(config)
         encoded = recordings(source.name, source.data_root, dataset.test.rows[rows].tolist(), source.on_error)
     files.write_tensors(
         path,
@@ -627,53 +499,9 @@ def _seconds(log: Path) -> float:
         raise JobError(f"{log}: cannot be read ({error}); restore it, or train anew") from error
 
 
-def accelerator_of(config: Mapping[str, Any], run: Path | None = None) -> Accelerator:
-    """Where a run runs, in which precision, and, given its folder, what tracks it."""
-    # accelerate keeps the first precision and device that a process asks for; each run has its own.
-    AcceleratorState._reset_state(reset_partial_state=True)
-    try:
-        return Accelerator(
-            cpu=config["cpu"],
-            mixed_precision=config["amp"],
-            log_with=config.get("track") or None if run is not None else None,
-            project_dir=run,
-        )
-    except ValueError as error:
-        raise JobError(f"amp: {error} Choose bf16 or no") from error
-
-
-def _source(config: Mapping[str, Any]) -> Source:
-    saved = dict(config["source"])
-    for name in ("data_root", "cache_dir"):
-        saved[name] = None if saved[name] is None else Path(saved[name])
-    saved["held_out_classes"] = tuple(saved.get("held_out_classes", ()))
-    return Source(**saved)
-
-
 def _moved(config: dict[str, Any], data_root: Path | None) -> dict[str, Any]:
     """The config of a run whose data are now elsewhere."""
     return config if data_root is None else config | {"source": config["source"] | {"data_root": str(data_root)}}
-
-
-def _dataset(config: Mapping[str, Any]) -> Dataset:
-    source = _source(config)
-    dataset = source.load(config["seed"])
-    if dataset.fingerprint != config["fingerprint"]:
-        raise JobError(f"{source.name}: the data are not those this run was made with; train anew")
-    return dataset
-
-
-def _build(config: Mapping[str, Any], statistics: tuple[Tensor, Tensor] | None) -> Classifier:
-    recipe = _recipe(config)
-    channels = config["input_shape"][0]
-    mean, std = statistics or (torch.zeros(channels), torch.ones(channels))
-    network = networks.build(recipe.network, channels, recipe.embedding_size, recipe.width)
-    return Classifier(torch.nn.Sequential(Standardize(mean, std), network), _loss(config))
-
-
-def _loss(config: Mapping[str, Any]) -> losses.SimilarityLoss:
-    settings = {key: value for key, value in config["loss"].items() if key != "name"}
-    return losses.build(config["loss"]["name"], config["recipe"]["embedding_size"], len(config["classes"]), **settings)
 
 
 def _class_weights(loss: losses.SimilarityLoss, embeddings: Tensor, target: Tensor) -> Tensor:
@@ -681,13 +509,6 @@ def _class_weights(loss: losses.SimilarityLoss, embeddings: Tensor, target: Tens
     if isinstance(loss, losses.SubCenterArcFaceLoss):
         return loss.dominant_centers(embeddings.to(loss.weight.device), target.to(loss.weight.device))
     return loss.weight.detach()
-
-
-def _recipe(config: Mapping[str, Any]) -> Recipe:
-    saved = dict(config["recipe"])
-    if saved["augment"] is not None:
-        saved["augment"] = (ImageAugment if config["kind"] == "image" else SoundAugment)(**saved["augment"])
-    return Recipe(**saved)
 
 
 def _keep_lines(path: Path, count: int) -> None:

@@ -18,7 +18,7 @@ from cssoftmax.data import Item, Stream
 from cssoftmax.data.prepare import Raw
 from cssoftmax.data.sources import opened_parquet
 from cssoftmax.embedder import Embedder
-from cssoftmax.jobs import JobError
+from cssoftmax.runs import JobError
 from cssoftmax.training import Interrupted
 
 PART = 1024

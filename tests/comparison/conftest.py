@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cssoftmax import jobs
+from cssoftmax import runs
 from cssoftmax.comparison import protocol
 from cssoftmax.data import Dataset, Pixels, Split
 
@@ -37,7 +37,7 @@ def use_data(monkeypatch):
             classes = tuple(f"class {index}" for index in range(CLASSES))
             return poison(Dataset(name, "image", classes, *parts, f"{name} {test_group}", Pixels(1, 8, 8)))
 
-        monkeypatch.setattr(jobs, "load_dataset", load)
+        monkeypatch.setattr(runs, "load_dataset", load)
         protocol._loaded.cache_clear()
 
     yield use

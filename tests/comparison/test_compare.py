@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cssoftmax import files, jobs, training
+from cssoftmax import files, runs, training
 from cssoftmax.comparison import ComparisonError, Watcher, compare
 from cssoftmax.data import DataError
 from cssoftmax.recipes import RecipeError
@@ -24,7 +24,7 @@ PAIR = ("softmax", "cs-softmax")
 
 def run(output, **changes):
     options = {"losses": PAIR, "seeds": 2, "tune": 2, "recipe_changes": TINY, "cpu": True} | changes
-    return compare(jobs.Source("digits"), output, **options)
+    return compare(runs.Source("digits"), output, **options)
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ def test_another_setting_is_refused_in_the_folder_of_a_comparison(uninterrupted,
     ],
 )
 def test_what_cannot_be_compared_is_said_before_anything_is_written(tmp_path, changes, words):
-    with pytest.raises((ComparisonError, RecipeError, jobs.JobError), match=words) as caught:
+    with pytest.raises((ComparisonError, RecipeError, runs.JobError), match=words) as caught:
         run(tmp_path / "none", **changes)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "none").exists()

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cssoftmax import jobs
+from cssoftmax import runs
 from cssoftmax.comparison.protocol import design_of, test_part, validation_part
 from cssoftmax.data import DataError
 
 test_part.__test__ = False
-SOURCE = jobs.Source("toy")
+SOURCE = runs.Source("toy")
 PROTOCOLS = ("closed", "open", "verification")
 
 

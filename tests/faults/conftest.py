@@ -39,11 +39,11 @@ def photos(tmp_path):
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     """A run that was trained and evaluated; not to be written to. What this imports, forked commands need not."""
-    from cssoftmax import cli, comparison, jobs, report  # noqa: F401
+    from cssoftmax import cli, comparison, jobs, report, runs  # noqa: F401
 
     folder = tmp_path_factory.mktemp("trained")
     changes = {"network": "lenet", "width": 2, "embedding_size": 4, "epochs": 2, "batch_size": 8}
-    source = jobs.Source(str(pictures(folder / "photos")), cache_dir=folder / "cache")
+    source = runs.Source(str(pictures(folder / "photos")), cache_dir=folder / "cache")
     run = jobs.train(source, folder / "run", recipe_changes=changes, cpu=True)
     report.write_report([run], folder / "report")
     return run

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cssoftmax import comparison, jobs, recipes, report
+from cssoftmax import comparison, recipes, report, runs
 from cssoftmax.cli.console import (
     NETWORK_HELP,
     DataRoot,
@@ -79,7 +79,7 @@ def compare(
         typer.Option(help="A sample that cannot be used: fail, or skip it and list it in skipped.txt."),
     ] = "fail",
     image_size: Annotated[int | None, typer.Option(help="Height and width to bring the images of a folder to.")] = None,
-    amp: Annotated[jobs.Amp, typer.Option(help="Lower precision of the network.")] = "no",
+    amp: Annotated[runs.Amp, typer.Option(help="Lower precision of the network.")] = "no",
     cpu: Annotated[bool, typer.Option("--cpu", help="Leave a GPU unused.")] = False,
     processes: Annotated[
         int, typer.Option("--jobs", "-j", help="Trainings at a time; they share the threads.", min=1)
@@ -107,7 +107,7 @@ def compare(
     folder = output or Path("runs") / f"{name.replace(':', '-') or 'folder'}-{protocol}"
     with ComparisonDisplay(quiet) as display:
         result = comparison.compare(
-            jobs.Source(source, data_root, cache_dir, image_size, on_error=on_error),
+            runs.Source(source, data_root, cache_dir, image_size, on_error=on_error),
             folder,
             losses=[loss.strip() for loss in losses.split(",") if loss.strip()],
             protocol=protocol,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from cssoftmax import jobs, recipes
+from cssoftmax import jobs, recipes, runs
 from cssoftmax import report as reports
 from cssoftmax.cli.console import (
     NETWORK_HELP,
@@ -129,7 +129,7 @@ def train(
         ),
     ] = None,
     amp: Annotated[
-        jobs.Amp, typer.Option(help="Lower precision of the network; the loss is computed in float32 all the same.")
+        runs.Amp, typer.Option(help="Lower precision of the network; the loss is computed in float32 all the same.")
     ] = "no",
     cpu: Annotated[bool, typer.Option("--cpu", help="Leave a GPU unused.")] = False,
     shard_classes: Annotated[
@@ -183,7 +183,7 @@ def train(
         name = Path(source).name if "/" in source or Path(source).exists() else source
         with Display(quiet) as display:
             run = jobs.train(
-                jobs.Source(
+                runs.Source(
                     source,
                     data_root,
                     cache_dir,

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from cssoftmax import files, jobs, metrics, networks, recipes
+from cssoftmax import files, metrics, networks, recipes, runs
 from cssoftmax.comparison import tuning
 from cssoftmax.comparison.outcome import outcome
 from cssoftmax.comparison.pool import ComparisonError, perform_all
@@ -30,7 +30,7 @@ class Watcher:
 
 
 def compare(
-    source: jobs.Source,
+    source: runs.Source,
     output: Path,
     *,
     losses: Sequence[str],
@@ -40,7 +40,7 @@ def compare(
     by_group: bool = False,
     recipe_changes: Mapping[str, Any] | None = None,
     seed: int = 0,
-    amp: jobs.Amp = "no",
+    amp: runs.Amp = "no",
     cpu: bool = False,
     processes: int = 1,
     watcher: Watcher | None = None,
@@ -206,7 +206,7 @@ def _check(names: Sequence[str], protocol: str, seeds: int, tune: int, amp: str,
             raise ComparisonError(f"losses: {name} is named twice; name it once")
     if len(names) < 2:
         raise ComparisonError(f"losses: {names[0]} alone has nothing to be compared with; name another")
-    for setting, value, choices in (("protocol", protocol, get_args(Protocol)), ("amp", amp, get_args(jobs.Amp))):
+    for setting, value, choices in (("protocol", protocol, get_args(Protocol)), ("amp", amp, get_args(runs.Amp))):
         if value not in choices:
             raise ComparisonError(f"{setting}: {value!r} is not one of {', '.join(choices)}")
     for setting, number, least in (("seeds", seeds, 1), ("tune", tune, 0), ("jobs", processes, 1)):

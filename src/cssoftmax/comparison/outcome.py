@@ -6,9 +6,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cssoftmax import jobs, metrics
+from cssoftmax import metrics
 from cssoftmax.comparison.protocol import HEADLINES
 from cssoftmax.comparison.trainings import Line
+from cssoftmax.runs import versions
 
 BASELINE = "softmax"
 LEVEL = 0.05
@@ -67,7 +68,7 @@ def outcome(
         "amp": settings["amp"],
         "command": command(settings, changes),
         "devices": sorted({line["device"] for line in found.values()}),
-        "versions": jobs.versions(),
+        "versions": versions(),
     }
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from cssoftmax import jobs
+from cssoftmax import runs
 from cssoftmax.data import DataError, Dataset, Split, hold_out_classes, validation_group, validation_split
 
 Protocol = Literal["closed", "open", "verification"]
@@ -70,7 +70,7 @@ def design_of(dataset: Dataset, protocol: Protocol, seed: int, *, by_group: bool
     return Design((None,), () if protocol == "closed" else _fifth(dataset, seed))
 
 
-def test_part(source: jobs.Source, design: Design, group: str | None, seed: int) -> Part:
+def test_part(source: runs.Source, design: Design, group: str | None, seed: int) -> Part:
     """What the runs of a rotation are trained and tested on."""
     dataset = _loaded(replace(source, test_group=group), seed)
     if not design.held_out_classes:
@@ -78,7 +78,7 @@ def test_part(source: jobs.Source, design: Design, group: str | None, seed: int)
     return Part(*hold_out_classes(dataset, design.held_out_classes))
 
 
-def validation_part(source: jobs.Source, design: Design, group: str | None, seed: int) -> Part:
+def validation_part(source: runs.Source, design: Design, group: str | None, seed: int) -> Part:
     """What its trials are trained and scored on: the protocol once more, within the training part of the rotation."""
     known = test_part(source, design, group, seed).known
     if group is not None:
@@ -100,5 +100,5 @@ def _fifth(dataset: Dataset, seed: int) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=1)
-def _loaded(source: jobs.Source, seed: int) -> Dataset:
+def _loaded(source: runs.Source, seed: int) -> Dataset:
     return source.load(seed)

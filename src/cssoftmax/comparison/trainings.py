@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from cssoftmax import jobs, metrics, recipes, training
+from cssoftmax import jobs, metrics, recipes, runs, training
 from cssoftmax.checkpoint import Progress
 from cssoftmax.comparison import tuning
 from cssoftmax.comparison.protocol import Design, Part, Protocol, test_part, validation_part
@@ -23,13 +23,13 @@ Line = dict[str, Any]
 class Setup:
     """What all trainings of a comparison share."""
 
-    source: jobs.Source
+    source: runs.Source
     output: Path
     protocol: Protocol
     design: Design
     recipe_changes: Mapping[str, Any]
     seed: int
-    amp: jobs.Amp
+    amp: runs.Amp
     cpu: bool
 
 
@@ -132,11 +132,11 @@ def _run(setup: Setup, task: Task, on_step: Callable[[Progress], None]) -> Line:
         )
     elif not (folder / "summary.json").exists():
         jobs.resume(folder, data_root=setup.source.data_root, network=network, watcher=watcher)
-    config, summary = jobs.read_config(folder), json.loads((folder / "summary.json").read_text())
+    config, summary = runs.read_config(folder), json.loads((folder / "summary.json").read_text())
     measures = summary["measures"]
     if part.unknown is not None:
-        model = jobs.load_model(folder, config, network=network)
-        embed = partial(training.embed, accelerator=jobs.accelerator_of(config))
+        model = runs.load_model(folder, config, network=network)
+        embed = partial(training.embed, accelerator=runs.accelerator_of(config))
         if setup.protocol == "open":
             measures |= _rejection(model, part, embed)
         else:
