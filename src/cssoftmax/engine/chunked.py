@@ -128,7 +128,7 @@ class _Rows(torch.autograd.Function):
             local[here] = own
             own, target = part.add_up(local), part.target
         ctx.similarity, ctx.scale, ctx.part = similarity, scale, part
-        ctx.factors = torch.bfloat16 if precision == "bf16" else x.dtype
+        ctx.factors = products.Factors(torch.bfloat16 if precision == "bf16" else x.dtype)
         ctx.parts = rowwise.own_class(own, norm, target, similarity, any(ctx.needs_input_grad))
         ctx.save_for_backward(x, w, bias, index, shares)
         ctx.set_materialize_grads(False)
@@ -175,17 +175,18 @@ class _Rows(torch.autograd.Function):
             grad_w.zero_()
 
         project = _project if kernels is None or not x.is_contiguous() else kernels.project
-        x_factors = x.to(ctx.factors)
+        factored = ctx.factors
+        x_factors = x.to(factored.dtype)
         with products.best(x.numel() * len(w)):
             for number, (start, stop) in enumerate(pairwise(edges)):
                 wb = w[start:stop]
-                w_factors = wb.to(ctx.factors)
+                w_factors = factored.of(wb, "weights")
                 for group in groups:
                     block = group.block(start, stop, x)
                     kept = group.room is not None and shares is None
                     if group.room is None:
-                        left = (x[group.rows] * by_row[group.rows, None]).to(ctx.factors)
-                        products.multiply(left, w_factors.T, out=block)
+                        left = (x[group.rows] * by_row[group.rows, None]).to(factored.dtype)
+                        factored.multiply(left, w_factors.T, out=block)
                     if kernels is None:
                         if kept:
                             g = block * factors[number, group.rows, None]
@@ -223,12 +224,12 @@ class _Rows(torch.autograd.Function):
                         )
                     if grad_bias is not None:
                         grad_bias[start:stop] += g.sum(0)
-                    g = g.to(ctx.factors)
+                    g = factored.of(g, "gradient")
                     if grad_x is not None:
-                        products.multiply(g, w_factors, out=grad_x[group.rows], add=True)
+                        factored.multiply(g, w_factors, out=grad_x[group.rows], add=True)
                     if grad_w is not None:
                         added = group is not groups[0]
-                        products.multiply(g.T, x_factors[group.rows], out=grad_w[start:stop], add=added)
+                        factored.multiply(g.T, x_factors[group.rows], out=grad_w[start:stop], add=added)
                 if grad_w is not None and inverse_w is not None:
                     project(grad_w[start:stop], wb, inverse_w[start:stop])
             if grad_x is not None and similarity.normalized == "both":
@@ -270,7 +271,8 @@ def _sweep(ctx: Any, left: Tensor, w: Tensor, bias: Tensor | None, index: Tensor
     tops, sums = left.new_empty(2, len(edges) - 1, num_rows)
     total = None if shares is None else left.new_zeros(num_rows)
 
-    left = left.to(ctx.factors)
+    factored: products.Factors = ctx.factors
+    left = left.to(factored.dtype)
     with products.best(left.numel() * num_classes):
         for number, (start, stop) in enumerate(pairwise(edges)):
             wb = w[start:stop]
@@ -278,10 +280,10 @@ def _sweep(ctx: Any, left: Tensor, w: Tensor, bias: Tensor | None, index: Tensor
                 kernels.lengths(wb, None, inverse_w[start:stop])
             elif inverse_w is not None:
                 torch.reciprocal(rowwise.lengths(wb)[1], out=inverse_w[start:stop])
-            factors = wb.to(ctx.factors)
+            factors = factored.of(wb, "weights")
             for group in groups:
                 c = group.block(start, stop, w)
-                products.multiply(left[group.rows], factors.T, out=c)
+                factored.multiply(left[group.rows], factors.T, out=c)
                 if kernels is not None:
                     kernels.forward(
                         c,

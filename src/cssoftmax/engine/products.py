@@ -75,12 +75,36 @@ def best(multiply_adds: int) -> using:
     return using(LIBRARY or (fastest() if multiply_adds > SMALL else "blas"))
 
 
-def multiply(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> None:
-    """out = a @ b, or out += a @ b; bfloat16 factors make a product in the type of ``out``."""
-    if a.dtype != out.dtype:
-        product = a @ b
-        out.add_(product) if add else out.copy_(product)
-    elif add:
-        out.addmm_(a, b)
-    else:
-        torch.mm(a, b, out=out)
+class Factors:
+    """Products whose factors are of another type than the rest, block after block.
+
+    Memory for the factors and the product is taken once: to ask anew each time costs a tenth of the products.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.rooms: dict[str, Tensor] = {}
+
+    def of(self, values: Tensor, role: str) -> Tensor:
+        """The values in the type of factors, until the next ones of this role."""
+        return values if values.dtype == self.dtype else self._room(role, values).copy_(values)
+
+    def multiply(self, a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> None:
+        """out = a @ b, or out += a @ b, in the type of ``out``."""
+        if self.dtype == out.dtype:
+            if add:
+                out.addmm_(a, b)
+            else:
+                torch.mm(a, b, out=out)
+            return
+        product = torch.mm(a, b, out=self._room("product", out))
+        if add:
+            out.add_(product)
+        else:
+            out.copy_(product)
+
+    def _room(self, role: str, like: Tensor) -> Tensor:
+        room = self.rooms.get(role)
+        if room is None or room.numel() < like.numel():
+            room = self.rooms[role] = like.new_empty(like.numel(), dtype=self.dtype)
+        return room[: like.numel()].view(like.shape)
