@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def used() -> dict[str, float]:
 
 def soak(source: runs.Source, run: Path, seconds: float) -> dict[str, Any]:
     """Trains that long; what was used, and by how much it grew."""
-    seen: list[dict[str, float]] = []
+    seen = {what: array("d") for what in used()}  # not in objects, which would grow by megabytes themselves
     steps, end = 0, time.monotonic() + seconds
 
     def on_step(progress: object) -> None:
@@ -46,10 +47,12 @@ def soak(source: runs.Source, run: Path, seconds: float) -> dict[str, Any]:
         steps += 1
 
     def on_epoch(line: dict[str, float]) -> None:
-        seen.append(used())
-        if len(seen) % 100 == 0:
+        for what, value in used().items():
+            seen[what].append(value)
+        epochs = len(seen["MB"])
+        if epochs % 100 == 0:
             left = max(end - time.monotonic(), 0) / 60
-            text = f"\r{run.name}: {len(seen):,} epochs, {seen[-1]['MB']:.1f} MB, {left:.1f} minutes left "
+            text = f"\r{run.name}: {epochs:,} epochs, {seen['MB'][-1]:.1f} MB, {left:.1f} minutes left "
             print(text, end="", file=sys.stderr, flush=True)
         if time.monotonic() > end:
             raise Interrupted
@@ -59,13 +62,12 @@ def soak(source: runs.Source, run: Path, seconds: float) -> dict[str, Any]:
         jobs.train(source, run, recipe_changes={**SMALL, "epochs": 100_000, "lr": 0.01}, cpu=True, watcher=watcher)
     except Interrupted:
         print(file=sys.stderr)
-    quarter = len(seen) // 4
-    found: dict[str, Any] = {"epochs": len(seen), "steps": steps, "seconds": round(seconds)}
-    for what in seen[0]:
-        second, last = (
-            statistics.median(line[what] for line in part) for part in (seen[quarter : 2 * quarter], seen[-quarter:])
-        )
-        most = max(line[what] for line in seen)
+    epochs = len(seen["MB"])
+    quarter = epochs // 4
+    found: dict[str, Any] = {"epochs": epochs, "steps": steps, "seconds": round(seconds)}
+    for what, values in seen.items():
+        second, last = (statistics.median(part) for part in (values[quarter : 2 * quarter], values[-quarter:]))
+        most = max(values)
         found[what] = {"second quarter": round(second, 1), "last quarter": round(last, 1), "most": round(most, 1)}
     return found
 
