@@ -1,7 +1,7 @@
 """CIFAR-10, 32x32, a narrow ResNet-9: minutes on two CPU cores.
 
-BEST: with CS-Softmax 94.39 %, and 95.46 % with the mean over views, one seed, the last epoch; 3.2 PFLOP, 95 minutes on two
-cores of an AMD EPYC (Zen 4, bf16): `python tools/run_recipes.py cifar10`. Plain softmax beside it was not run yet.
+BEST: with CS-Softmax 94.39 %, and 95.46 % with the mean over views, one seed, the last epoch; 3.2 PFLOP, 95 minutes on
+two cores of an AMD EPYC (Zen 4, bf16): `python tools/run_recipes.py cifar10`. Plain softmax beside it was not run yet.
 """
 
 from cssoftmax.data.augment import ImageAugment
