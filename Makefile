@@ -78,10 +78,12 @@ $(BIN)/python:
 		{ echo "error: $(PYTHON) is older than Python 3.11; give a newer one: make demo PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# The pins are all that is needed, and all that those need; pip need not search. What is left to add to torch is the
-# libraries of its CUDA build, where it is one.
+# The pins are all that is needed, and all that those need; pip need not search. torch comes first and by its pin alone:
+# among builds that it knows the hash of pip would not take a smaller one at hand. What is left to add to it in the end
+# is the libraries of its CUDA build, where it is one.
 $(VENV)/train.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	sed '/^# make test/,$$d' constraints.txt > $(VENV)/demo.txt
+	$(PIP) --no-deps "$$(grep -o '^torch==[0-9.]*' constraints.txt)"
 	$(HASHED) $(VENV)/demo.txt
 	$(PIP) torch
 	$(PIP) --no-deps --no-build-isolation --editable .

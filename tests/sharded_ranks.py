@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from cssoftmax import jobs, losses, processes, runs, training
+from cssoftmax import files, jobs, losses, processes, runs, training
 from cssoftmax.checkpoint import Progress, load_checkpoint, save_checkpoint
 from cssoftmax.data import Split
 from cssoftmax.engine import chunked
@@ -436,7 +436,7 @@ def fully_sharded_training(folder, expected):
     seen, weights = torch.load(expected)
     for name, shape in (("fsdp", None), ("classes", (world,))):
         first, _ = fitted(folder, name, shape)
-        network = training.read_tensors(Path(folder, f"{name}.safetensors"))[1]
+        network = files.read_tensors(Path(folder, f"{name}.safetensors"))[1]
         assert network["model.network.1.weight"].shape == (24, 16)  # as a whole, in a plain file
         rest, found = fitted(folder, name, shape, resume=True)
         for key, value in weights.items():

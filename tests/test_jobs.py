@@ -1,6 +1,7 @@
 """Training, resuming and measuring, from data to a run's folder."""
 
 import io
+import importlib.metadata
 import json
 import math
 import os
@@ -16,7 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from cssoftmax import files, jobs, losses, metrics, runs, training
+from cssoftmax import checkpoint, files, jobs, losses, metrics, runs, training
 from cssoftmax.checkpoint import TrainingError
 from cssoftmax.data import DataError, load_dataset
 from cssoftmax.jobs import Watcher
@@ -90,7 +91,7 @@ def test_a_run_is_a_folder_of_plain_files(run):
     }
     assert config["recipe"]["epochs"] == 2
     assert (config["seed"], config["classes"], config["input_shape"]) == (3, ["day", "night"], [3, 8, 8])
-    assert config["versions"]["torch"] == torch.__version__
+    assert config["versions"]["torch"] == importlib.metadata.version("torch")
     assert [line["epoch"] for line in epochs(folder)] == [1, 2]
     assert summary["split"] == "test"
     assert {measure.key for measure in metrics.MEASURES} == set(summary["measures"])
@@ -342,7 +343,7 @@ def test_death_between_any_two_files_is_healed_by_resume(run, tmp_path, monkeypa
 
     write_tensors, write_json = dying(files.write_tensors), dying(files.write_json)
     with monkeypatch.context() as patch:
-        patch.setattr(training, "write_tensors", write_tensors)
+        patch.setattr(checkpoint, "write_tensors", write_tensors)
         patch.setattr(files, "write_tensors", write_tensors)
         patch.setattr(files, "write_json", write_json)
         with pytest.raises(SystemExit):
