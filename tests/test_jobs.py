@@ -1,7 +1,7 @@
 """Training, resuming and measuring, from data to a run's folder."""
 
-import io
 import importlib.metadata
+import io
 import json
 import math
 import os
