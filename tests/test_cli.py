@@ -120,6 +120,7 @@ MISTAKES = {
     ("train", "--warmup", "1"): "--warmup: 1.0 is not a number in [0, 1)",
     ("train", "--ema", "1"): "--ema: 1.0 is not a number in [0, 1)",
     ("train", "--validation", "1"): "--validation: 1.0 is outside [0, 1)",
+    ("train", "--stream", "--shuffle-buffer", "0", "empty"): "--shuffle-buffer 0: must be at least 1 sample",
     ("train", "--shuffle-buffer", "9"): "--shuffle-buffer: is for samples that are streamed; add --stream",
     ("train", "--image-size", "0"): "--image-size 0: must be at least 1 pixel",
     ("train", "--image-size", "1"): "--network: lenet with this augmentation does not take inputs of 1 x 1 x 1",

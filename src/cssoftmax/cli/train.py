@@ -191,7 +191,7 @@ def train(
                     test_group,
                     validation,
                     on_error=on_error,
-                    shuffle_buffer=(shuffle_buffer or jobs.SHUFFLE_BUFFER) if stream else None,
+                    shuffle_buffer=jobs.SHUFFLE_BUFFER if stream and shuffle_buffer is None else shuffle_buffer,
                 ),
                 output or Path("runs") / f"{name.replace(':', '-') or 'folder'}-{loss}-{seed}",
                 loss=loss,

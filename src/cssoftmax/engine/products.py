@@ -78,7 +78,7 @@ def best(multiply_adds: int) -> using:
 class Factors:
     """Products whose factors are of another type than the rest, block after block.
 
-    Memory for the factors and the product is taken once: to ask anew each time costs a tenth of the products.
+    Memory for the factors and the product is taken once: to ask the system for it anew each time takes long.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
