@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,29 @@ def test_a_flipped_bit_in_a_tensor_is_noticed(tmp_path):
     path.write_bytes(content[:-5])
     with pytest.raises(ValueError, match="weights.safetensors: damaged"):
         files.read_tensors(path)
+
+
+def test_tensors_are_of_one_file_while_others_take_its_place(tmp_path):
+    path, done = tmp_path / "weights.safetensors", threading.Event()
+    ready = [tmp_path / name for name in ("one", "other")]
+    for value, file in enumerate(ready):
+        files.write_tensors(file, {"a": torch.full((1000,), float(value))})
+    os.link(ready[1], path)
+
+    def replace():
+        while not done.is_set():
+            for file in ready:
+                os.link(file, tmp_path / "next")
+                os.replace(tmp_path / "next", path)
+
+    writer = threading.Thread(target=replace)
+    writer.start()
+    try:
+        for _ in range(300):
+            assert len(files.read_tensors(path)[1]["a"].unique()) == 1
+    finally:
+        done.set()
+        writer.join()
 
 
 def test_what_reads_back_differently_does_not_replace_the_old_file(tmp_path, monkeypatch):

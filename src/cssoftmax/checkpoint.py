@@ -44,7 +44,7 @@ class Progress:
 
 
 def save_checkpoint(path: Path, parts: Parts, accelerator: Accelerator, progress: Progress) -> None:
-    """All processes call it, for each may have a part; the main one writes the whole."""
+    """All processes call it, for each may have a part; the main one writes the whole, and all wait for it."""
     scaler = accelerator.scaler
     modules, optimizers = parts
     tensors: dict[str, Tensor] = {}
@@ -63,6 +63,7 @@ def save_checkpoint(path: Path, parts: Parts, accelerator: Accelerator, progress
             plain[name] = value.cpu()
     if accelerator.is_main_process:
         write_tensors(path, plain, metadata)
+    accelerator.wait_for_everyone()
 
 
 def load_checkpoint(path: Path, parts: Parts, scaler: torch.amp.GradScaler | None, fresh: Progress) -> Progress:

@@ -124,13 +124,19 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         ValueError: the file cannot be read, or is damaged; one line with ``path`` and the reason.
     """
     try:
-        with safe_open(path, "pt") as file:
+        # safetensors opens the file twice; by its descriptor both are of one, even while another takes its place.
+        with path.open("rb") as opened, safe_open(_by_descriptor(path, opened), "pt") as file:
             metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: damaged ({str(error).splitlines()[0].rstrip(':')})") from error
     if metadata.get("checksum", expected := _checksum(tensors)) != expected:
         raise ValueError(f"{path}: damaged (its content does not have its checksum)")
     return metadata, tensors
+
+
+def _by_descriptor(path: Path, opened: BinaryIO) -> Path:
+    by_descriptor = Path(f"/dev/fd/{opened.fileno()}")
+    return by_descriptor if by_descriptor.exists() else path  # Windows
 
 
 def _repeatable(content: bytes) -> bytes:
