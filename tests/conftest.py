@@ -1,5 +1,6 @@
 """Hypothesis without deadlines (a shared machine stutters) and without a database; small folders of real files."""
 
+import multiprocessing
 import os
 
 import numpy as np
@@ -12,6 +13,12 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 # Triton reads it when first imported. On a machine with a GPU, TRITON_INTERPRET=0 runs the kernels there.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# What processes of the "forkserver" need not import again: after a backward pass none may be forked from this one.
+multiprocessing.get_context("forkserver").set_forkserver_preload(
+    [*(f"cssoftmax.{name}" for name in ("cli", "comparison", "jobs", "report", "sharded"))]
+    + ["torch.distributed.checkpoint", "torch.distributed.fsdp"]
+)
 
 settings.register_profile("suite", deadline=None, max_examples=40, database=None, print_blob=True)
 settings.load_profile("suite")

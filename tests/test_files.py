@@ -84,7 +84,7 @@ def test_tensors_are_of_one_file_while_others_take_its_place(tmp_path):
         while not done.is_set():
             for file in ready:
                 os.link(file, tmp_path / "next")
-                os.replace(tmp_path / "next", path)
+                (tmp_path / "next").replace(path)
 
     writer = threading.Thread(target=replace)
     writer.start()

@@ -23,9 +23,6 @@ from cssoftmax.sharded import shard_loss
 
 BOUND = 100  # seconds
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(
-    ["cssoftmax.jobs", "cssoftmax.sharded", "torch.distributed.checkpoint", "torch.distributed.fsdp"]
-)
 
 C = sharded_ranks.C
 per_class = torch.linspace(0.1, 0.4, C)

@@ -38,8 +38,8 @@ def photos(tmp_path):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A run that was trained and evaluated; not to be written to. What this imports, forked commands need not."""
-    from cssoftmax import cli, comparison, jobs, report, runs  # noqa: F401
+    """A run that was trained and evaluated; not to be written to."""
+    from cssoftmax import jobs, report, runs
 
     folder = tmp_path_factory.mktemp("trained")
     changes = {"network": "lenet", "width": 2, "embedding_size": 4, "epochs": 2, "batch_size": 8}

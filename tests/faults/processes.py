@@ -2,14 +2,17 @@
 
 import contextlib
 import ctypes
-import logging
 import multiprocessing
 import os
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,16 +36,20 @@ class Done:
         return lines[0]
 
 
-def command(*arguments: object, first: Callable[[], object] = lambda: None) -> Done:
-    """Runs ``cssoftmax`` with these arguments in a process of its own, after ``first`` was called there."""
+def nothing() -> None:
+    """Done first where nothing else is."""
+
+
+def command(*arguments: object, first: Callable[[], object] = nothing) -> Done:
+    """Runs ``cssoftmax`` with these arguments in a process of its own, after ``first`` was called there (pickled)."""
     return begin(*arguments, first=first)()
 
 
-def begin(*arguments: object, first: Callable[[], object] = lambda: None) -> Callable[[], Done]:
+def begin(*arguments: object, first: Callable[[], object] = nothing) -> Callable[[], Done]:
     """The same without waiting for its end; the function that is returned does."""
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("forkserver")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_command, args=(arguments, theirs.fileno(), first))
+    process = context.Process(target=_command, args=(tuple(map(str, arguments)), theirs, dict(os.environ), first))
     process.start()
     theirs.close()
 
@@ -56,15 +63,19 @@ def begin(*arguments: object, first: Callable[[], object] = lambda: None) -> Cal
     return done
 
 
-def _command(arguments: tuple[object, ...], err: int, first: Callable[[], object]) -> None:
-    """Forked, so that nothing need be imported again; the rest is what the installed command does."""
+def _command(
+    arguments: tuple[str, ...], err: Connection, environment: dict[str, str], first: Callable[[], object]
+) -> None:
+    """In a process that has imported and not computed: the rest is what the installed command does."""
     from cssoftmax import cli
 
-    logging.getLogger().handlers.clear()  # pytest's
-    torch.set_num_threads(1)  # a forked child may not use the threads of its parent
-    with os.fdopen(err, "w") as file:
+    os.environ.clear()
+    os.environ |= environment
+    torch.set_num_threads(1)
+    with os.fdopen(os.dup(err.fileno()), "w") as file:
+        err.close()
         sys.stdout, sys.stderr = Path(os.devnull).open("w"), file  # noqa: SIM115
-        sys.argv = ["cssoftmax", *map(str, arguments)]
+        sys.argv = ["cssoftmax", *arguments]
         try:
             first()
             cli.main()
@@ -97,6 +108,32 @@ def on_reading(folder: Path, number: int, act: Callable[[], object]) -> None:
                 act()
 
     sys.addaudithook(watch)
+
+
+def stop_soon() -> None:
+    """Ctrl-C in the first step of a training."""
+    from cssoftmax import training
+
+    rate = training.learning_rate
+
+    def first_step(*arguments: Any) -> float:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+        return rate(*arguments)
+
+    training.learning_rate = first_step
+
+
+def ask_hub_at(address: str, folder: Path) -> None:
+    """The hub's clients ask there, keep in the folder what they get, and do not wait between tries."""
+    import datasets
+    import huggingface_hub
+
+    constants, config = huggingface_hub.constants, datasets.config
+    constants.ENDPOINT = config.HF_ENDPOINT = os.environ["HF_ENDPOINT"] = address
+    constants.HUGGINGFACE_CO_URL_TEMPLATE = address + "/{repo_id}/resolve/{revision}/{filename}"
+    constants.HF_HUB_CACHE, config.HF_DATASETS_CACHE = str(folder / "hub"), folder / "datasets"
+    time.sleep = lambda seconds: None
 
 
 def left_aside(folder: Path) -> list[Path]:

@@ -1,11 +1,7 @@
 """Several commands at once on one cache, one run's folder, one file of embeddings."""
 
-import os
-import signal
-import time
-
 import pytest
-from processes import QUICK, begin, command, left_aside
+from processes import QUICK, begin, command, left_aside, stop_soon
 
 from cssoftmax import files
 
@@ -59,17 +55,3 @@ def test_a_second_command_on_the_same_output_is_kept_out_until_the_first_ends(wh
         assert command(*arguments).error == f"error: {place}: another command writes to this folder; wait for it"
     assert command(*arguments).code == 0
     assert output.exists() if what == "embed" else (run / "summary.json").exists()
-
-
-def stop_soon():
-    """Ctrl-C in the first step."""
-    from cssoftmax import training
-
-    rate = training.learning_rate
-
-    def first_step(*arguments):
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.1)
-        return rate(*arguments)
-
-    training.learning_rate = first_step

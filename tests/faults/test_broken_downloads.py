@@ -6,9 +6,11 @@ Against a stand-in for the hub on this machine, which closes the connection in t
 import http.server
 import json
 import threading
+from functools import partial
 
+import datasets
 import pytest
-from processes import QUICK, command
+from processes import QUICK, ask_hub_at, command
 
 from cssoftmax.embedder import Embedder
 
@@ -56,23 +58,12 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub(monkeypatch, tmp_path):
-    import datasets
-    import huggingface_hub
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    address = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("HF_ENDPOINT", address)
-    constants = huggingface_hub.constants
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", address)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+def hub(monkeypatch):
+    """Its address, once it answers."""
     monkeypatch.setattr(Hub, "files", {})
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the client's tries
-    yield
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
 
@@ -82,24 +73,25 @@ def test_a_model_that_breaks_off_is_not_used(hub, trained, monkeypatch, tmp_path
     monkeypatch.setitem(Hub.files, "model.safetensors", (tmp_path / "model.safetensors").read_bytes())
     words = ("embed", "hf:me/photos", trained.parent / "photos", "--output", tmp_path / "embeddings.parquet", "--quiet")
     monkeypatch.setattr(Hub, "broken", True)
-    assert "hf:me/photos: model.safetensors cannot be fetched" in command(*words).err.splitlines()[-1]
+    assert (
+        "hf:me/photos: model.safetensors cannot be fetched"
+        in command(*words, first=partial(ask_hub_at, hub, tmp_path)).err.splitlines()[-1]
+    )
     assert not (tmp_path / "embeddings.parquet").exists()
     monkeypatch.setattr(Hub, "broken", False)
-    assert command(*words).code == 0
+    assert command(*words, first=partial(ask_hub_at, hub, tmp_path)).code == 0
 
 
 def test_a_data_set_that_breaks_off_is_not_trained_on(hub, trained, monkeypatch, tmp_path):
-    import datasets
-
     photos = datasets.load_dataset("imagefolder", data_dir=str(trained.parent / "photos"), cache_dir=str(tmp_path))
     photos["train"].to_parquet(tmp_path / "train.parquet")
     card = b"---\nconfigs:\n- config_name: default\n  data_files: train.parquet\n---\n"
     monkeypatch.setattr(Hub, "files", {"train.parquet": (tmp_path / "train.parquet").read_bytes(), "README.md": card})
     words = ("train", "hf:me/photos", "--output", tmp_path / "run", "--quiet", *QUICK)
     monkeypatch.setattr(Hub, "broken", True)
-    done = command(*words)
+    done = command(*words, first=partial(ask_hub_at, hub, tmp_path))
     assert done.code == 1 and "me/photos cannot be fetched from the Hugging Face hub" in done.err.splitlines()[-1]
     assert not (tmp_path / "run").exists()
     monkeypatch.setattr(Hub, "broken", False)
-    again = command(*words)
+    again = command(*words, first=partial(ask_hub_at, hub, tmp_path))
     assert again.code == 0, again.err

@@ -75,7 +75,7 @@ def test_a_folder_renamed_while_it_is_read_is_named(number, trained, photos, tmp
         (["train", photos, "--output", run, "--quiet", *QUICK], run),
         (["embed", trained, photos, "--output", vectors, "--quiet"], vectors),
     ):
-        done = command(*words, first=lambda: on_reading(photos, number, lambda: photos.rename(away)))
+        done = command(*words, first=partial(on_reading, photos, number, partial(photos.rename, away)))
         assert f"{photos}/" in done.error and "No such file" in done.error
         assert not output.exists()
         away.rename(photos)
