@@ -108,9 +108,9 @@ def similarity_loss(
     """Cross entropy of the logits scale * P (own class) and scale * N (the others) of any ``similarity``.
 
     Every loss of the family is this with another similarity; arguments, shapes, dtypes and errors as in
-    :func:`cs_softmax_loss`. ``bias`` (C,) belongs to the plain softmax alone. With ``sub_centers`` K > 1 each class has
-    K rows of ``weight``, (C * K, D), and its cosine is the largest of the K; only the eager engine does that, and
-    "auto" takes it.
+    :func:`cs_softmax_loss`. ``bias`` (C,) belongs to the plain softmax alone, whose similarity has normalized="none".
+    With ``sub_centers`` K > 1 each class has K rows of ``weight``, (C * K, D), and its cosine is the largest of the K;
+    only the eager engine does that, and "auto" takes it.
 
     >>> from cssoftmax.similarity import CosFace
     >>> similarity_loss(torch.eye(2), torch.eye(2), torch.arange(2), CosFace(0.5), scale=1.0)
@@ -122,6 +122,7 @@ def similarity_loss(
     check_target(embeddings, target, num_classes, ignore_index)
     check_scale(scale)
     check_class_weight(class_weight, num_classes)
+    check_bias(bias, similarity, num_classes)
     check_unit_interval("label_smoothing", label_smoothing)
     check_choice("reduction", reduction, ("mean", "sum", "none"))
     check_choice("implementation", implementation, IMPLEMENTATIONS)
@@ -360,6 +361,15 @@ def check_class_weight(class_weight: Tensor | None, num_classes: int) -> None:
         raise ValueError(
             f"weight: the rescaling of classes needs shape ({num_classes},), got {tuple(class_weight.shape)}"
         )
+
+
+def check_bias(bias: Tensor | None, similarity: Similarity, num_classes: int) -> None:
+    if bias is None:
+        return
+    if bias.shape != (num_classes,):
+        raise ValueError(f"bias: shape {tuple(bias.shape)} is not (C,) = ({num_classes},)")
+    if similarity.normalized != "none":
+        raise ValueError('bias: a cosine has none; leave it out, or take a similarity with normalized="none"')
 
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

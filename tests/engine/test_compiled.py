@@ -76,6 +76,16 @@ def test_what_pytorch_defines_the_kernels_compute(engine, similarity, monkeypatc
     assert_same(run(engine, similarity, *draw()), wanted)
 
 
+@needs_a_compiler
+def test_numbers_are_rounded_to_bfloat16_as_pytorch_rounds_them():
+    bits = torch.arange(-(2**31), 2**31, 65519 // 16, dtype=torch.int64)[: 1024 * 1024].to(torch.int32)
+    odd = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1.00390625, 1.01171875, 3.4e38, 1e-40])
+    vectors = torch.cat((bits.view(torch.float32), odd.repeat(1024)))[: 1025 * 1024].reshape(1025, 1024)
+    rounded = torch.empty_like(vectors, dtype=torch.bfloat16)
+    build.common().lengths(vectors, None, torch.empty(1025), rounded)
+    torch.testing.assert_close(rounded, vectors.bfloat16(), rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("similarity", [Unknown(), MagFace(0.3, upper_margin=0.5, lower_norm=1.0, upper_norm=9.0)])
 def test_what_has_no_translation_or_differentiable_rows_runs_in_pytorch(engine, similarity):

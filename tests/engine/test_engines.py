@@ -200,20 +200,40 @@ def test_logits_far_apart_neither_overflow_nor_vanish(engine, logit):
         torch.testing.assert_close(*(torch.autograd.grad(value, x) for value in values))
 
 
+@pytest.mark.parametrize("normalized", ["both", "weight", "none"])
+@pytest.mark.parametrize("rows", [100, 1024])
+@pytest.mark.parametrize("spare", [0, 2**17, 2**23])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_bfloat16_products_come_within_one_percent_of_float64(monkeypatch, smoothing):
+def test_bfloat16_products_come_within_one_percent_of_float64(monkeypatch, smoothing, spare, rows, normalized):
+    """All rows, some, or none in spare memory; multiplied in one batch or in several."""
     monkeypatch.setattr(chunked, "BLOCK", 2**13)
-    monkeypatch.setattr(chunked, "SPARE", 2**17)
+    monkeypatch.setattr(chunked, "ROWS", rows)
+    monkeypatch.setattr(chunked, "SPARE", spare)
     torch.manual_seed(0)
     x, w, y = torch.randn(300, 64), torch.randn(999, 64), torch.randint(999, (300,))
+    if normalized != "both":
+        x *= 0.3  # logits no larger than those of the scaled cosines: their rounding is relative
+    bias = [0.1 * torch.randn(999)] if normalized == "none" else []
     values = []
     for options in ({"implementation": "chunked", "precision": "bf16"}, {"implementation": "eager"}):
         dtype = torch.float32 if "precision" in options else torch.float64
-        sides = [side.to(dtype).requires_grad_() for side in (x, w)]
-        value = similarity_loss(*sides, y, CSSoftmax(0.1, 0.25), scale=30.0, label_smoothing=smoothing, **options)
+        sides = [side.to(dtype).requires_grad_() for side in (x, w, *bias)]
+        options |= {"scale": 30.0 if normalized == "both" else 1.0, "label_smoothing": smoothing}
+        options["bias"] = sides[2] if bias else None
+        value = similarity_loss(*sides[:2], y, CSSoftmax(0.1, 0.25, normalized=normalized), **options)
         values.append((value.detach(), *torch.autograd.grad(value, sides)))
-    for share, got, exact in zip((1e-3, 1e-2, 1e-2), *values, strict=True):
+    for share, got, exact in zip((1e-3, 1e-2, 1e-2, 1e-2)[: len(values[0])], *values, strict=True):
         assert 0 < (got - exact).norm() <= share * exact.norm()
+
+
+def test_a_bias_is_refused_where_cosines_are():
+    x, y = torch.randn(3, 4), torch.arange(3)
+    with pytest.raises(
+        ValueError, match='bias: a cosine has none; leave it out, or take a similarity with normalized="none"'
+    ):
+        similarity_loss(x, x, y, CosFace(), scale=1.0, bias=torch.zeros(3))
+    with pytest.raises(ValueError, match=r"bias: shape \(4,\) is not \(C,\) = \(3,\)"):
+        similarity_loss(x, x, y, CosFace(normalized="none"), scale=1.0, bias=torch.zeros(4))
 
 
 def test_a_precision_that_does_not_exist_is_named():

@@ -25,8 +25,8 @@ from cssoftmax.similarity import Rows, Similarity
 BLOCK = 2**21
 # Bytes for blocks that find no room in the gradient of the class weights; rows beyond are multiplied a second time.
 SPARE = 32 * 2**20
-# Most rows multiplied at once.
-ROWS = 512
+# Most rows multiplied at once, but for those that are kept.
+ROWS = 1024
 
 
 def loss(
@@ -148,13 +148,9 @@ class _Rows(torch.autograd.Function):
         # A second pass through the same graph finds the blocks consumed.
         swept = ctx.swept or _sweep(ctx, _left(x, similarity)[1], w, bias, index, shares)
         ctx.swept = None
-        inverse_w, edges, groups, grad_w = swept.inverse_w, swept.edges, swept.groups, swept.grad_w
-        kernels = swept.kernels
-        if kernels is not None:
-            kept_rows = max(
-                (group.rows.stop - group.rows.start for group in groups if group.room is not None), default=0
-            )
-            scratch = x.new_empty(kept_rows * max(map(operator.sub, edges[1:], edges)))
+        inverse_w, edges, batches, grad_w = swept.inverse_w, swept.edges, swept.batches, swept.grad_w
+        kernels, factored = swept.kernels, ctx.factors
+        scratch = x.new_empty(_largest(batches, edges), dtype=factored.dtype)
         inverse_x = rowwise.lengths(x)[1].reciprocal_()
 
         zeros = torch.zeros_like(inverse_x)
@@ -171,67 +167,76 @@ class _Rows(torch.autograd.Function):
         factors = (swept.tops - swept.top).exp2_() * grad_others
         grad_x = torch.zeros_like(x) if needs_x else None
         grad_bias = torch.zeros_like(bias) if needs_bias else None
-        if grad_w is not None and not groups:
+        if grad_w is not None and not batches:
             grad_w.zero_()
 
         project = _project if kernels is None or not x.is_contiguous() else kernels.project
-        factored = ctx.factors
         x_factors = x.to(factored.dtype)
+        again = [group.rows for batch in batches for group in batch if group.room is None]
+        left = {rows.start: (x[rows] * by_row[rows, None]).to(factored.dtype) for rows in again}
         with products.best(x.numel() * len(w)):
             for number, (start, stop) in enumerate(pairwise(edges)):
                 wb = w[start:stop]
                 w_factors = factored.of(wb, "weights")
-                for group in groups:
-                    block = group.block(start, stop, x)
-                    kept = group.room is not None and shares is None
-                    if group.room is None:
-                        left = (x[group.rows] * by_row[group.rows, None]).to(factored.dtype)
-                        factored.multiply(left, w_factors.T, out=block)
-                    if kernels is None:
-                        if kept:
-                            g = block * factors[number, group.rows, None]
+                for batch in batches:
+                    g = _all_of(batch, start, stop, scratch)
+                    for group in batch:
+                        part = _rows_of(group, batch, g)
+                        kept = group.room is not None and shares is None
+                        block = group.block(start, stop)
+                        if block is None:
+                            block = part if part.dtype == x.dtype else torch.empty_like(part, dtype=x.dtype)
+                            factored.multiply(left[group.rows.start], w_factors.T, out=block)
+                        if kernels is None:
+                            if kept:
+                                torch.mul(block, factors[number, group.rows, None], out=part)
+                            else:
+                                if group.room is None:
+                                    _finish(block, bias, inverse_w, start, stop)
+                                negative, slope = rowwise.negative_and_slope(similarity, block, _of(group, rows))
+                                power = torch.add(-swept.top[group.rows, None], negative, alpha=scale * LOG2E)
+                                power.exp2_().mul_(grad_others[group.rows, None])
+                                if shares is not None:
+                                    power.addcmul_(grad_total[group.rows, None], shares[start:stop])
+                                if slope is not None:
+                                    power *= slope
+                                torch.mul(power, 1 if inverse_w is None else inverse_w[start:stop], out=part)
+                            place = group.places[number]
+                            own = grad_own[group.rows][place // (stop - start)]
+                            part.view(-1).scatter_(0, place, own.to(part.dtype))
+                        elif kept:
+                            at = index[group.rows], start
+                            kernels.finished(block, part, *at, factors[number, group.rows], grad_own[group.rows])
                         else:
-                            if group.room is None:
-                                _finish(block, bias, inverse_w, start, stop)
-                            negative, slope = rowwise.negative_and_slope(similarity, block, _of(group, rows))
-                            g = torch.add(-swept.top[group.rows, None], negative, alpha=scale * LOG2E)
-                            g.exp2_().mul_(grad_others[group.rows, None])
-                            if shares is not None:
-                                g.addcmul_(grad_total[group.rows, None], shares[start:stop])
-                            if slope is not None:
-                                g *= slope
-                            if inverse_w is not None:
-                                g *= inverse_w[start:stop]
-                        place = group.places[number]
-                        g.view(-1).scatter_(0, place, grad_own[group.rows][place // (stop - start)])
-                    elif kept:
-                        g = scratch[: block.numel()].view_as(block)
-                        own = index[group.rows], start
-                        kernels.finished(block, g, *own, factors[number, group.rows], grad_own[group.rows])
-                    else:
-                        g = block
-                        kernels.again(
-                            block,
-                            _part(inverse_w, start, stop),
-                            _part(bias, start, stop),
-                            index[group.rows],
-                            start,
-                            scale * LOG2E,
-                            _of(group, rows),
-                            swept.top[group.rows],
-                            grad_others[group.rows],
-                            grad_own[group.rows],
-                        )
+                            kernels.again(
+                                block,
+                                _part(inverse_w, start, stop),
+                                _part(bias, start, stop),
+                                index[group.rows],
+                                start,
+                                scale * LOG2E,
+                                _of(group, rows),
+                                swept.top[group.rows],
+                                grad_others[group.rows],
+                                grad_own[group.rows],
+                            )
+                            if part is not block:
+                                part.copy_(block)
+                    of_batch = slice(batch[0].rows.start, batch[-1].rows.stop)
                     if grad_bias is not None:
-                        grad_bias[start:stop] += g.sum(0)
-                    g = factored.of(g, "gradient")
+                        grad_bias[start:stop] += g.sum(0, dtype=bias.dtype)
                     if grad_x is not None:
-                        factored.multiply(g, w_factors, out=grad_x[group.rows], add=True)
-                    if grad_w is not None:
-                        added = group is not groups[0]
-                        factored.multiply(g.T, x_factors[group.rows], out=grad_w[start:stop], add=added)
-                if grad_w is not None and inverse_w is not None:
-                    project(grad_w[start:stop], wb, inverse_w[start:stop])
+                        factored.multiply(g, w_factors, out=grad_x[of_batch], add=True)
+                    if grad_w is None:
+                        continue
+                    if len(batches) == 1 and kernels is not None and inverse_w is not None:
+                        product = factored.product(g.T, x_factors, out=grad_w[start:stop])
+                        kernels.project(grad_w[start:stop], wb, inverse_w[start:stop], products=product)
+                        continue
+                    added = batch is not batches[0]
+                    factored.multiply(g.T, x_factors[of_batch], out=grad_w[start:stop], add=added)
+                    if batch is batches[-1] and inverse_w is not None:
+                        project(grad_w[start:stop], wb, inverse_w[start:stop])
             if grad_x is not None and similarity.normalized == "both":
                 project(grad_x, x, inverse_x)
         if grad_x is not None and grad_norm is not None:
@@ -254,7 +259,7 @@ class _Swept(NamedTuple):
     inverse_w: Tensor | None
     grad_w: Tensor | None
     edges: list[int]
-    groups: list["_Group"]
+    batches: list[list["_Group"]]
     kernels: build.Kernels | None
 
 
@@ -267,7 +272,8 @@ def _sweep(ctx: Any, left: Tensor, w: Tensor, bias: Tensor | None, index: Tensor
     kernels = None
     if shares is None and build.suits(left, w):
         kernels = build.kernels(similarity, rows)
-    groups = _groups(left, w, grad_w, index, edges, keep=any(ctx.needs_input_grad), places=kernels is None)
+    batches = _batches(left, w, grad_w, index, edges, keep=any(ctx.needs_input_grad), places=kernels is None)
+    scratch = w.new_empty(_largest([batch for batch in batches if not _alone(batch)], edges))
     tops, sums = left.new_empty(2, len(edges) - 1, num_rows)
     total = None if shares is None else left.new_zeros(num_rows)
 
@@ -277,50 +283,62 @@ def _sweep(ctx: Any, left: Tensor, w: Tensor, bias: Tensor | None, index: Tensor
         for number, (start, stop) in enumerate(pairwise(edges)):
             wb = w[start:stop]
             if inverse_w is not None and kernels is not None:
-                kernels.lengths(wb, None, inverse_w[start:stop])
-            elif inverse_w is not None:
-                torch.reciprocal(rowwise.lengths(wb)[1], out=inverse_w[start:stop])
-            factors = factored.of(wb, "weights")
-            for group in groups:
-                c = group.block(start, stop, w)
-                factored.multiply(left[group.rows], factors.T, out=c)
-                if kernels is not None:
-                    kernels.forward(
-                        c,
-                        _part(inverse_w, start, stop),
-                        _part(bias, start, stop),
-                        index[group.rows],
-                        start,
-                        scale * LOG2E,
-                        _of(group, rows),
-                        tops[number, group.rows],
-                        sums[number, group.rows],
-                        keep=group.room is not None,
-                    )
-                    continue
-                _finish(c, bias, inverse_w, start, stop)
-                negative, slope = rowwise.negative_and_slope(similarity, c, _of(group, rows))
-                place = group.places[number]
-                if total is not None and shares is not None:
-                    shared = negative * (shares[start:stop] * scale)
-                    total[group.rows] += shared.view(-1).index_fill_(0, place, 0).view_as(c).sum(1)
-                # N is not needed again, unless it is c itself and c is kept.
-                z = negative if negative is not c or shares is None else negative.clone()
-                z.view(-1).index_fill_(0, place, -math.inf)
-                top = z.amax(1).mul_(scale * LOG2E).clamp_(min=torch.finfo(z.dtype).min)
-                torch.add(-top[:, None], z, alpha=scale * LOG2E, out=z).exp2_()
-                tops[number, group.rows] = top
-                sums[number, group.rows] = z.sum(1)
-                if group.room is not None and shares is None:
-                    if slope is not None:
-                        z *= slope
-                    torch.mul(z, 1 if inverse_w is None else inverse_w[start:stop], out=c)
+                factors = factored.room("weights", wb)
+                kernels.lengths(wb, None, inverse_w[start:stop], None if factors is wb else factors)
+            else:
+                factors = factored.of(wb, "weights")
+                if inverse_w is not None:
+                    torch.reciprocal(rowwise.lengths(wb)[1], out=inverse_w[start:stop])
+            for batch in batches:
+                together = batch[0].block(start, stop) if _alone(batch) else None
+                if together is None:
+                    together = _all_of(batch, start, stop, scratch)
+                of_batch = slice(batch[0].rows.start, batch[-1].rows.stop)
+                product = factored.product(left[of_batch], factors.T, out=together)
+                for group in batch:
+                    part, c = _rows_of(group, batch, product), group.block(start, stop)
+                    if c is None:
+                        c = _rows_of(group, batch, together)
+                    if kernels is not None:
+                        kernels.forward(
+                            c,
+                            part,
+                            _part(inverse_w, start, stop),
+                            _part(bias, start, stop),
+                            index[group.rows],
+                            start,
+                            scale * LOG2E,
+                            _of(group, rows),
+                            tops[number, group.rows],
+                            sums[number, group.rows],
+                            keep=group.room is not None,
+                        )
+                        continue
+                    if c.data_ptr() != part.data_ptr():
+                        c.copy_(part)
+                    _finish(c, bias, inverse_w, start, stop)
+                    negative, slope = rowwise.negative_and_slope(similarity, c, _of(group, rows))
+                    place = group.places[number]
+                    if total is not None and shares is not None:
+                        shared = negative * (shares[start:stop] * scale)
+                        total[group.rows] += shared.view(-1).index_fill_(0, place, 0).view_as(c).sum(1)
+                    # N is not needed again, unless it is c itself and c is kept.
+                    z = negative if negative is not c or shares is None else negative.clone()
+                    z.view(-1).index_fill_(0, place, -math.inf)
+                    top = z.amax(1).mul_(scale * LOG2E).clamp_(min=torch.finfo(z.dtype).min)
+                    torch.add(-top[:, None], z, alpha=scale * LOG2E, out=z).exp2_()
+                    tops[number, group.rows] = top
+                    sums[number, group.rows] = z.sum(1)
+                    if group.room is not None and shares is None:
+                        if slope is not None:
+                            z *= slope
+                        torch.mul(z, 1 if inverse_w is None else inverse_w[start:stop], out=c)
 
     top = tops.amax(0)
     sums = (sums * (tops - top).exp2_()).sum(0)
     others = (top + sums.log2()) / LOG2E
     sums.clamp_(min=torch.finfo(sums.dtype).tiny)  # 0 if there is a single class
-    return _Swept(others, total, tops, top, sums, inverse_w, grad_w, edges, groups, kernels)
+    return _Swept(others, total, tops, top, sums, inverse_w, grad_w, edges, batches, kernels)
 
 
 def _left(x: Tensor, similarity: Similarity) -> tuple[Tensor, Tensor]:
@@ -347,7 +365,7 @@ def _of(group: "_Group", rows: Rows) -> Rows:
 
 
 class _Group(NamedTuple):
-    """Rows multiplied at once, and the memory that keeps their blocks from forward to backward, if any.
+    """Rows, and the memory that keeps their blocks from forward to backward, if any.
 
     The block of the classes [start, stop) lies at ``room[start * width:]``. ``places`` says, for each block, where in
     it the rows' own classes are; compiled kernels look for themselves.
@@ -358,12 +376,34 @@ class _Group(NamedTuple):
     width: int
     places: list[Tensor]
 
-    def block(self, start: int, stop: int, like: Tensor) -> Tensor:
-        """Memory for the products of these rows with the classes [start, stop): (rows, stop - start)."""
-        rows, columns = self.rows.stop - self.rows.start, stop - start
+    def block(self, start: int, stop: int) -> Tensor | None:
+        """Memory that keeps what is made of these rows and the classes [start, stop): (rows, stop - start)."""
         if self.room is None:
-            return like.new_empty(rows, columns)
+            return None
+        rows, columns = self.rows.stop - self.rows.start, stop - start
         return self.room[start * self.width :][: rows * columns].view(rows, columns)
+
+
+def _alone(batch: list[_Group]) -> bool:
+    """Whether the products of the batch may be made where they are kept."""
+    return len(batch) == 1 and batch[0].room is not None
+
+
+def _largest(batches: list[list[_Group]], edges: list[int]) -> int:
+    """Numbers in the largest block of a batch."""
+    rows = max((batch[-1].rows.stop - batch[0].rows.start for batch in batches), default=0)
+    return int(rows * max(map(operator.sub, edges[1:], edges)))
+
+
+def _all_of(batch: list[_Group], start: int, stop: int, scratch: Tensor) -> Tensor:
+    """Memory for what is made of the batch and the classes [start, stop)."""
+    rows, columns = batch[-1].rows.stop - batch[0].rows.start, stop - start
+    return scratch[: rows * columns].view(rows, columns)
+
+
+def _rows_of(group: _Group, batch: list[_Group], block: Tensor) -> Tensor:
+    first = batch[0].rows.start
+    return block[group.rows.start - first : group.rows.stop - first]
 
 
 def _edges(num_rows: int, size: int, num_classes: int) -> list[int]:
@@ -374,17 +414,26 @@ def _edges(num_rows: int, size: int, num_classes: int) -> list[int]:
     return [*range(0, num_classes, columns), num_classes]
 
 
-def _groups(
+def _batches(
     x: Tensor, w: Tensor, grad_w: Tensor | None, index: Tensor, edges: list[int], keep: bool, places: bool
-) -> list[_Group]:
-    """All rows: kept in spare memory or, where that is short, in the gradient to come, then those not kept."""
+) -> list[list[_Group]]:
+    """All rows, in batches multiplied at once, made of groups.
+
+    First come those kept in the gradient to come, or in spare memory where that does for all, then those kept in spare
+    memory, then those not kept. The first batch's product takes the place of what is kept in the gradient.
+    """
     num_rows, num_classes, size = len(x), len(w), w.shape[1]
     spare = SPARE // (num_classes * x.element_size()) if keep else 0
-    groups, start = [], 0
+    batches: list[list[_Group]] = []
+    start = 0
 
     def add(stop: int, room: Tensor | None, width: int) -> None:
         nonlocal start
-        groups.append(_Group(slice(start, stop), room, width, _places(index[start:stop], edges) if places else []))
+        group = _Group(slice(start, stop), room, width, _places(index[start:stop], edges) if places else [])
+        if batches and stop - batches[-1][0].rows.start <= ROWS:
+            batches[-1].append(group)
+        else:
+            batches.append([group])
         start = stop
 
     if num_rows > spare and grad_w is not None:
@@ -393,8 +442,8 @@ def _groups(
         stop = min(num_rows, start + spare)
         add(stop, x.new_empty(num_classes * (stop - start)), stop - start)
     while start < num_rows:
-        add(min(start + ROWS, num_rows), None, 0)
-    return groups
+        add(min(num_rows, (start // ROWS + 1) * ROWS), None, 0)
+    return batches
 
 
 def _places(index: Tensor, edges: list[int]) -> list[Tensor]:

@@ -87,23 +87,27 @@ class Factors:
 
     def of(self, values: Tensor, role: str) -> Tensor:
         """The values in the type of factors, until the next ones of this role."""
-        return values if values.dtype == self.dtype else self._room(role, values).copy_(values)
+        return values if values.dtype == self.dtype else self.room(role, values).copy_(values)
 
     def multiply(self, a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> None:
         """out = a @ b, or out += a @ b, in the type of ``out``."""
-        if self.dtype == out.dtype:
-            if add:
-                out.addmm_(a, b)
-            else:
-                torch.mm(a, b, out=out)
+        if add and self.dtype == out.dtype:
+            out.addmm_(a, b)
             return
-        product = torch.mm(a, b, out=self._room("product", out))
+        product = self.product(a, b, out)
         if add:
             out.add_(product)
-        else:
+        elif product is not out:
             out.copy_(product)
 
-    def _room(self, role: str, like: Tensor) -> Tensor:
+    def product(self, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+        """a @ b in ``out``, or, in the factors' type, in memory that the next product takes."""
+        return torch.mm(a, b, out=self.room("product", out))
+
+    def room(self, role: str, like: Tensor) -> Tensor:
+        """Memory for as many factors, until the next time it is asked for; ``like`` itself if it is of their type."""
+        if like.dtype == self.dtype:
+            return like
         room = self.rooms.get(role)
         if room is None or room.numel() < like.numel():
             room = self.rooms[role] = like.new_empty(like.numel(), dtype=self.dtype)

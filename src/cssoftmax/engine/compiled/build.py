@@ -48,7 +48,10 @@ LANGUAGE = {name: f"{name}f({{0}})" for name in FUNCTIONS} | {
 
 
 class Kernels:
-    """The functions of ``kernels.c`` for one similarity, on float32 tensors that are contiguous."""
+    """The functions of ``kernels.c`` for one similarity, on float32 tensors that are contiguous.
+
+    Products, and what will be a factor of one, may be bfloat16: each is read or written as its type says.
+    """
 
     def __init__(self, library: ctypes.CDLL, settings: Sequence[float]) -> None:
         self.library = library
@@ -58,6 +61,7 @@ class Kernels:
     def forward(
         self,
         block: Tensor,
+        products: Tensor,
         inverse_w: Tensor | None,
         bias: Tensor | None,
         target: Tensor,
@@ -70,14 +74,15 @@ class Kernels:
     ) -> None:
         _held, pointers, steps = _rows(rows, block)
         self.library.forward(
-            _at(block), *block.shape, _at(inverse_w), _at(bias), _at(target), first, scale, pointers, steps,
-            self.settings, _at(tops), _at(sums), keep, torch.get_num_threads(),
+            _at(block), _fine(products), _rough(products), *block.shape, _at(inverse_w), _at(bias), _at(target), first,
+            scale, pointers, steps, self.settings, _at(tops), _at(sums), keep, torch.get_num_threads(),
         )  # fmt: skip
 
     def finished(self, block: Tensor, out: Tensor, target: Tensor, first: int, factors: Tensor, owns: Tensor) -> None:
         self.library.finished(
-            _at(block), _at(out), *block.shape, _at(target), first, _at(factors), _at(owns), torch.get_num_threads()
-        )
+            _at(block), _fine(out), _rough(out), *block.shape, _at(target), first, _at(factors), _at(owns),
+            torch.get_num_threads(),
+        )  # fmt: skip
 
     def again(
         self,
@@ -98,13 +103,19 @@ class Kernels:
             self.settings, _at(tops), _at(factors), _at(owns), torch.get_num_threads(),
         )  # fmt: skip
 
-    def lengths(self, vectors: Tensor, length: Tensor | None, inverse: Tensor) -> None:
+    def lengths(self, vectors: Tensor, length: Tensor | None, inverse: Tensor, rounded: Tensor | None = None) -> None:
         self.library.lengths(
-            _at(vectors), *vectors.shape, eager.SHORTEST, _at(length), _at(inverse), torch.get_num_threads()
-        )
+            _at(vectors), *vectors.shape, eager.SHORTEST, _at(length), _at(inverse), _at(rounded),
+            torch.get_num_threads(),
+        )  # fmt: skip
 
-    def project(self, gradient: Tensor, vectors: Tensor, inverse: Tensor, factor: float = 1.0) -> None:
-        self.library.project(_at(gradient), _at(vectors), *vectors.shape, _at(inverse), factor, torch.get_num_threads())
+    def project(
+        self, gradient: Tensor, vectors: Tensor, inverse: Tensor, factor: float = 1.0, products: Tensor | None = None
+    ) -> None:
+        self.library.project(
+            _at(gradient), _rough(products), _at(vectors), *vectors.shape, _at(inverse), factor,
+            torch.get_num_threads(),
+        )  # fmt: skip
 
     def gradients(
         self,
@@ -172,6 +183,14 @@ class Kernels:
 
 def _at(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
+
+
+def _fine(tensor: Tensor) -> int | None:
+    return None if tensor.dtype == torch.bfloat16 else tensor.data_ptr()
+
+
+def _rough(tensor: Tensor | None) -> int | None:
+    return tensor.data_ptr() if tensor is not None and tensor.dtype == torch.bfloat16 else None
 
 
 def _rows(rows: Rows, like: Tensor) -> tuple[list[Any], Any, Any]:
@@ -293,11 +312,11 @@ def _compiled(source: str) -> ctypes.CDLL | None:
         return None
     p, long, real, integer = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
     for name, types in {
-        "forward": (p, long, long, p, p, p, long, real, p, p, p, p, p, integer, integer),
-        "finished": (p, p, long, long, p, long, p, p, integer),
+        "forward": (p, p, p, long, long, p, p, p, long, real, p, p, p, p, p, integer, integer),
+        "finished": (p, p, p, long, long, p, long, p, p, integer),
         "again": (p, long, long, p, p, p, long, real, p, p, p, p, p, p, integer),
-        "lengths": (p, long, long, real, p, p, integer),
-        "project": (p, p, long, long, p, real, integer),
+        "lengths": (p, long, long, real, p, p, p, integer),
+        "project": (p, p, p, long, long, p, real, integer),
         "gradients": (p, p, p, long, long, long, p, p, real, p, p, p, long, integer),
         "multiplied": (p, p, long, long, long, real, integer, p, p, p, p, p, p, p, integer),
         "owns": (p, long, long, p, p, p, p, p),

@@ -57,6 +57,19 @@ static inline float log_of_1_plus(float t) {
 static inline float larger(float a, float b) { return a > b || a != a ? a : b; }
 static inline float smaller(float a, float b) { return a < b || a != a ? a : b; }
 
+/* bfloat16, to the nearest and to even, as PyTorch rounds. */
+static inline uint16_t rounded(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return x == x ? (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16) : 0x7fc0u;
+}
+static inline float widened(uint16_t x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float wide;
+    memcpy(&wide, &bits, 4);
+    return wide;
+}
+
 /* SIMILARITY */
 
 #define PARALLEL(work) _Pragma(TEXT(omp parallel for schedule(static) num_threads(threads) if (work > 8192)))
@@ -100,8 +113,9 @@ static inline void exponentials(float *c, int m, int own, float scale, int keep,
 }
 
 /* Of each row the largest logit, its own class left out, and the sum of the exponentials relative to it. With keep, the
-block becomes these exponentials times the slopes of N and the inverse lengths of the class weights. */
-void forward(float *block, long n, long m, const float *inverse_w, const float *bias, const int64_t *target, long first,
+block becomes these exponentials times the slopes of N and the inverse lengths of the class weights. The products are in
+the block, or elsewhere in float or bfloat16. */
+void forward(float *block, const float *products, const uint16_t *rough, long n, long m, const float *inverse_w, const float *bias, const int64_t *target, long first,
              float scale, const float *const *rows, const long *steps, const float *settings, float *tops, float *sums,
              int keep, int threads) {
     PARALLEL(n * m)
@@ -109,6 +123,10 @@ void forward(float *block, long n, long m, const float *inverse_w, const float *
         LOAD
         float *c = block + i * m;
         int own = target[i] >= first && target[i] < first + m ? (int)(target[i] - first) : -1;
+        if (rough)
+            for (int j = 0; j < (int)m; j++) c[j] = widened(rough[i * m + j]);
+        else if (products != block)
+            memcpy(c, products + i * m, sizeof(float) * m);
         finish(c, (int)m, 1.0f, inverse_w, bias);
         exponentials(c, (int)m, own, scale, keep, tops + i, sums + i ARGUMENTS);
         if (keep && inverse_w)
@@ -116,15 +134,22 @@ void forward(float *block, long n, long m, const float *inverse_w, const float *
     }
 }
 
-/* From what forward kept to the gradient in the products: each row by its factor, its own class's as given. */
-void finished(const float *block, float *gradient, long n, long m, const int64_t *target, long first,
+/* From what forward kept to the gradient in the products, in float or bfloat16, the other of which is null: each row by
+its factor, its own class's as given. */
+void finished(const float *block, float *gradient, uint16_t *rough, long n, long m, const int64_t *target, long first,
               const float *factors, const float *owns, int threads) {
     PARALLEL(n * m)
     for (long i = 0; i < n; i++) {
         const float *kept = block + i * m;
-        float *g = gradient + i * m, factor = factors[i];
-        for (int j = 0; j < (int)m; j++) g[j] = kept[j] * factor;
-        if (target[i] >= first && target[i] < first + m) g[target[i] - first] = owns[i];
+        float factor = factors[i];
+        long own = target[i] >= first && target[i] < first + m ? i * m + target[i] - first : -1;
+        if (gradient) {
+            for (int j = 0; j < (int)m; j++) gradient[i * m + j] = kept[j] * factor;
+            if (own >= 0) gradient[own] = owns[i];
+        } else {
+            for (int j = 0; j < (int)m; j++) rough[i * m + j] = rounded(kept[j] * factor);
+            if (own >= 0) rough[own] = rounded(owns[i]);
+        }
     }
 }
 
@@ -155,8 +180,9 @@ static inline void length_of(float square, float shortest, float *length, float 
     *inverse = none ? 0.0f : 1.0f / root;
 }
 
-/* Those of (n, d) vectors. */
-void lengths(const float *vectors, long n, long d, float shortest, float *length, float *inverse, int threads) {
+/* Those of (n, d) vectors, and the vectors in bfloat16 if they are asked for. */
+void lengths(const float *vectors, long n, long d, float shortest, float *length, float *inverse, uint16_t *rough,
+             int threads) {
     PARALLEL(n * d)
     for (long i = 0; i < n; i++) {
         const float *v = vectors + i * d;
@@ -164,15 +190,20 @@ void lengths(const float *vectors, long n, long d, float shortest, float *length
 #pragma omp simd reduction(+ : square)
         for (long k = 0; k < d; k++) square += v[k] * v[k];
         length_of(square, shortest, length ? length + i : 0, inverse + i);
+        if (rough)
+            for (long k = 0; k < d; k++) rough[i * d + k] = rounded(v[k]);
     }
 }
 
-/* From gradients in directions, divided by the vectors' lengths, to those in the vectors, all by a factor. */
-void project(float *gradient, const float *vectors, long n, long d, const float *inverse, float factor, int threads) {
+/* From gradients in directions, divided by the vectors' lengths, to those in the vectors, all by a factor. The former
+are where the latter will be, or in bfloat16 elsewhere. */
+void project(float *gradient, const uint16_t *products, const float *vectors, long n, long d, const float *inverse, float factor, int threads) {
     PARALLEL(n * d)
     for (long i = 0; i < n; i++) {
         float *g = gradient + i * d, along = 0.0f;
         const float *v = vectors + i * d;
+        if (products)
+            for (long k = 0; k < d; k++) g[k] = widened(products[i * d + k]);
 #pragma omp simd reduction(+ : along)
         for (long k = 0; k < d; k++) along += g[k] * v[k];
         along *= inverse[i] * inverse[i];
@@ -236,7 +267,7 @@ that are divided out: of both, or of the class weights alone. */
 void multiplied(const float *x, const float *w, long n, long m, long d, float shortest, int both, const float *bias,
                 const int64_t *target, float *block, float *norm, float *inverse_x, float *inverse_w, float *own,
                 int threads) {
-    if (inverse_w) lengths(w, m, d, shortest, 0, inverse_w, 1);
+    if (inverse_w) lengths(w, m, d, shortest, 0, inverse_w, 0, 1);
     PARALLEL(n * m * d)
     for (long i = 0; i < n; i += ROWS) {
         const float *v[ROWS], *classes[ROWS];
@@ -326,7 +357,7 @@ void gradients(const float *g, const float *x, const float *w, long n, long m, l
     for (long part = 1; part < parts; part++)
         for (long k = 0; k < m * d; k++) grad_w[k] += sums[part * m * d + k];
     if (inverse_w)
-        project(grad_w, w, m, d, inverse_w, factor, threads);
+        project(grad_w, 0, w, m, d, inverse_w, factor, threads);
     else
         for (long k = 0; k < m * d; k++) grad_w[k] *= factor;
 }
