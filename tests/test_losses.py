@@ -1,6 +1,7 @@
 """Facts of the family: reductions, invariances, margins, PyTorch's meaning of options, hard inputs, errors."""
 
 import copy
+import gc
 import inspect
 import json
 import math
@@ -8,6 +9,7 @@ import os
 import subprocess
 import sys
 import warnings
+import weakref
 from pathlib import Path
 
 import pytest
@@ -482,6 +484,16 @@ def test_class_weights_in_the_optimizer_are_not_complained_about(family):
 
 
 # Life as a module
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_let_go_of_after_a_few_steps_is_freed(name):
+    loss = build(name, 4, 3)
+    loss(torch.randn(5, 4, requires_grad=True), torch.randint(3, (5,))).backward()
+    left = weakref.ref(loss)
+    del loss
+    gc.collect()
+    assert left() is None
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -266,7 +266,8 @@ class SimilarityLoss(nn.Module):
 
     def _watch(self) -> None:
         """Warns once if the class weights receive gradients but never move: they are not in the optimizer."""
-        steps, before = 0, None
+        # The weight holds the hook where no garbage collector sees it: the hook must not hold the loss.
+        steps, before, kind = 0, None, type(self).__name__
 
         def here(weight: Tensor) -> Tensor:
             """Of a sharded loss, what this process has."""
@@ -288,7 +289,7 @@ class SimilarityLoss(nn.Module):
                 moved = before is None or not torch.equal(before, some(weight))
                 if not moved and weight.grad is not None and here(weight.grad).any():
                     warnings.warn(
-                        f"{type(self).__name__}: its class weights received gradients in {PATIENCE} backward passes "
+                        f"{kind}: its class weights received gradients in {PATIENCE} backward passes "
                         "and did not change. Are they in the optimizer? Give it cssoftmax.param_groups(network, loss, "
                         "lr=...), or network.parameters() and loss.parameters().",
                         stacklevel=2,
