@@ -11,12 +11,12 @@ import argparse
 import re
 import subprocess
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from cssoftmax.engine.triton import kernels
@@ -56,12 +56,11 @@ def compiled(kernel: Any, kind: str, config: triton.Config, capability: int) -> 
 
 def assembled(ptx: str, capability: int) -> str:
     """What the assembler says about registers and spills."""
-    assembler = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
         name = f"sm_{capability}a" if capability >= 90 else f"sm_{capability}"
-        command = [str(assembler), "-v", f"--gpu-name={name}", file.name, "-o", "/dev/null"]
+        command = [get_ptxas(capability).path, "-v", f"--gpu-name={name}", file.name, "-o", "/dev/null"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stderr
 
 

@@ -60,13 +60,18 @@ def pins() -> dict[str, str]:
 
 def tools(environment: Environment) -> list[str]:
     """What the tests need beside the extras: of these, old versions are not promised to do."""
-    own = {canonicalize_name(Requirement(line).name) for name in EXTRAS.strip("[]").split(",") for line in extra(name)}
+    own = {canonicalize_name(Requirement(line).name) for line in wanted()}
     names = [canonicalize_name(Requirement(line).name) for line in (*extra("test"), *extra("docs"))]
     if environment.tests == CORE:
         names = ["hypothesis", "pytest", "pytest-markdown-docs", "pytest-xdist"]
     known = pins()
     names = [name for name in names if name not in own and name != PROJECT["name"]]
     return names if environment.versions == "newest" else [f"{name}=={known[name]}" for name in names]
+
+
+def wanted() -> list[str]:
+    """The requirements of the package and of its extras."""
+    return [*PROJECT["dependencies"], *(line for name in EXTRAS.strip("[]").split(",") for line in extra(name))]
 
 
 def extra(name: str) -> list[str]:
@@ -86,8 +91,8 @@ def attempt(environment: Environment, package: Path, folder: Path) -> dict[str, 
     install = ["uv", "pip", "install", "--quiet", "--python", python, f"{package}{environment.extras}"]
     if environment.tests:
         install += tools(environment)
-    if environment.versions == "lowest":
-        install += ["--resolution", "lowest-direct"]
+    if environment.versions == "lowest":  # of what is asked for by name: what the package itself asks for, too
+        install += ["--resolution", "lowest-direct", *wanted()]
     if environment.versions == "pinned":
         constraints = folder.with_suffix(".txt")
         constraints.write_text("".join(f"{name}=={version}\n" for name, version in pins().items()))
@@ -97,12 +102,8 @@ def attempt(environment: Environment, package: Path, folder: Path) -> dict[str, 
             return {"installed": False, "why": done.stderr.strip()[-2000:]}
     ask = "import json, importlib.metadata as m; print(json.dumps({d.name: d.version for d in m.distributions()}))"
     versions = json.loads(run(python, "-c", ask).stdout)
-    direct = {
-        canonicalize_name(Requirement(line).name) for name in EXTRAS.strip("[]").split(",") for line in extra(name)
-    }
-    chosen = {
-        name: version for name, version in versions.items() if canonicalize_name(name) in direct | {"torch", "numpy"}
-    }
+    direct = {canonicalize_name(Requirement(line).name) for line in wanted()}
+    chosen = {name: version for name, version in versions.items() if canonicalize_name(name) in direct}
     result = {"installed": True, "python": environment.python, "versions": dict(sorted(chosen.items()))}
     checkout = folder.with_name(f"{folder.name} checkout")
     run("git", "clone", "--quiet", ROOT, checkout)

@@ -107,9 +107,17 @@ def test_crop_gives_windows_of_the_reflected_image():
     assert len(seen) > 8
 
 
-def test_cutout_clears_one_square():
-    outputs = image_augmentation(ImageAugment(cutout=6))(torch.ones(20, 3, 32, 32))
-    assert ((outputs == 0).sum((1, 2, 3)) == 3 * 36).all()
+def test_cutout_gives_a_square_inside_the_image_its_mean_colour():
+    inputs = torch.rand(200, 3, 20, 32)
+    outputs = image_augmentation(ImageAugment(cutout=6))(inputs)
+    cut = (outputs != inputs).any(dim=1)
+    assert (cut.any(dim=2).sum(1) == 6).all() and (cut.any(dim=1).sum(1) == 6).all() and (cut.sum((1, 2)) == 36).all()
+    for image, mask, before in zip(outputs, cut, inputs, strict=True):
+        torch.testing.assert_close(image[:, mask], before.mean((1, 2))[:, None].expand(3, 36))
+    assert {int(rows.nonzero()[0]) for rows in cut.any(dim=2)} == set(range(15))
+    assert {int(columns.nonzero()[0]) for columns in cut.any(dim=1)} == set(range(27))
+    small = image_augmentation(ImageAugment(cutout=40))(inputs)
+    torch.testing.assert_close(small, inputs.mean((2, 3), keepdim=True).expand_as(inputs))
 
 
 @pytest.mark.parametrize("dim", [2, 3])

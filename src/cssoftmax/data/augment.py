@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +21,7 @@ class ImageAugment:
         rotation: turn by up to so many degrees.
         translation: shift by up to this share of height and width.
         scale: resize by a factor from ``1 - scale`` to ``1 + scale``.
-        cutout: side in pixels of a square that is set to zero.
+        cutout: side in pixels of a square that is set to the image's mean colour.
     """
 
     flip: bool = False
@@ -65,7 +64,7 @@ def image_augmentation(config: ImageAugment) -> Augmentation:
     if config.rotation or config.translation or config.scale:
         steps.append(_affine(config))
     if config.cutout:
-        steps.append(lambda images: _cutout(config.cutout, images.shape[-2], images.shape[-1])(images))
+        steps.append(lambda images: random_square(images, config.cutout))
     return _chain(steps)
 
 
@@ -180,6 +179,22 @@ def random_mask(inputs: Tensor, widest: int, dim: int) -> Tensor:
     return torch.where(masked.view(shape), inputs.mean(dim=(1, 2, 3), keepdim=True), inputs)
 
 
+def random_square(images: Tensor, side: int) -> Tensor:
+    """Set a square of each image (N, channels, H, W) to the image's mean colour.
+
+    A black one would stand out by edges that no photograph has.
+    """
+    inside = torch.ones((), dtype=torch.bool, device=images.device)
+    for dim in (2, 3):
+        size = images.shape[dim]
+        start = torch.randint(0, max(size - side, 0) + 1, (len(images), 1)).to(images.device)
+        position = torch.arange(size, device=images.device)
+        shape = [len(images), 1, 1, 1]
+        shape[dim] = size
+        inside = inside & ((position >= start) & (position < start + side)).view(shape)
+    return torch.where(inside, images.mean(dim=(2, 3), keepdim=True), images)
+
+
 def _affine(config: ImageAugment) -> nn.Module:
     from kornia.augmentation import RandomAffine
 
@@ -190,15 +205,6 @@ def _affine(config: ImageAugment) -> nn.Module:
         padding_mode="reflection",
         p=1.0,
     )
-    return module
-
-
-@cache
-def _cutout(side: int, height: int, width: int) -> nn.Module:
-    from kornia.augmentation import RandomErasing
-
-    share = min(side * side / (height * width), 1.0)
-    module: nn.Module = RandomErasing(scale=(share, share), ratio=(1.0, 1.0), p=1.0)
     return module
 
 

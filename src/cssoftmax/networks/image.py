@@ -60,7 +60,7 @@ def _plain(channels: int, embedding_size: int, kernel: int, widths: list[int], s
 def whitenet(channels: int, embedding_size: int, width: int = 128) -> nn.Sequential:
     """Whitened 2x2 patches, then three groups of three convolutions, of 1, 3 and 4 times ``width``; for 32x32 images.
 
-    A convolution's first filters begin as the identity.
+    A convolution's first filters begin as the identity, and batch normalisation has no weights, only biases.
 
     Source: K. Jordan's airbench96 ("94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024), its last layer an
     embedding.
@@ -78,6 +78,8 @@ def whitenet(channels: int, embedding_size: int, width: int = 128) -> nn.Sequent
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.dirac_(layer.weight.data[: layer.in_channels])
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.weight.requires_grad_(False)
     return network
 
 

@@ -27,6 +27,7 @@ BEST = Recipe(
     bias_lr_scale=16,
     weight_decay=2.6e-3,
     momentum=0.85,
+    warmup=0.1,
     label_smoothing=0.2,
     proxy_width=32,
     augment=ImageAugment(flip=True, crop_padding=4, cutout=12),

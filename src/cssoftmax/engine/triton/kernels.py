@@ -133,7 +133,8 @@ def _add_product(grad, place, inside, g, other, k, K, D, begun,
         out = start + tl.arange(0, BLOCK_OUT)
         mask = inside[:, None] & (out < D)[None, :]
         pointers = grad + place[:, None] * D + out[None, :]
-        total = tl.load(pointers, mask=mask & begun, other=0.0)
+        # Compared anew: of a mask and a plain truth value Triton's interpreter makes a number.
+        total = tl.load(pointers, mask=mask & (tl.full((1, 1), begun, tl.int32) > 0), other=0.0)
         tl.store(pointers, _times(g, other, k, out, K, D, total, PRODUCT, PRECISION), mask=mask)
     tl.debug_barrier()  # the next to read it may be another thread
 
