@@ -193,6 +193,16 @@ def soak_loss_table() -> str:
     return markdown(rows)
 
 
+def environments_table() -> str:
+    results = json.loads((ROOT / "results" / "faults" / "environments.json").read_text())
+    rows = [["environment", "Python", "torch", "numpy", "outcome"]]
+    for name, result in results.items():
+        versions = {key.lower(): version for key, version in result.get("versions", {}).items()}
+        outcome = result["tests"] if result["installed"] else "cannot be installed"
+        rows.append([name, result.get("python", ""), *(versions.get(key, "") for key in ("torch", "numpy")), outcome])
+    return markdown(rows)
+
+
 HALVES = ("float32", "bfloat16", "float16")
 TABLES = {
     "bench": bench_tables,
@@ -202,6 +212,7 @@ TABLES = {
     "fuzz": fuzz_table,
     "soak-training": soak_training_table,
     "soak-loss": soak_loss_table,
+    "environments": environments_table,
     "recipes": recipes_table,
     "results": results_table,
     "defaults": lambda: defaults_table(ROOT / "results" / "defaults"),

@@ -172,61 +172,67 @@ class _Rows(torch.autograd.Function):
 
         project = _project if kernels is None or not x.is_contiguous() else kernels.project
         x_factors = x.to(factored.dtype)
-        again = [group.rows for batch in batches for group in batch if group.room is None]
-        left = {rows.start: (x[rows] * by_row[rows, None]).to(factored.dtype) for rows in again}
+        left = {
+            group.rows.start: (x[group.rows] * by_row[group.rows, None]).to(factored.dtype)
+            for batch in batches
+            for group in batch
+            if group.room is None
+        }
+
+        def differentiate(group: _Group, number: int, start: int, stop: int, right: Tensor, out: Tensor) -> None:
+            """Puts the gradient in the products of the group's rows with the classes [start, stop) in ``out``."""
+            kept = group.room is not None and shares is None
+            block, own = group.block(start, stop), grad_own[group.rows]
+            if block is None:
+                block = out if out.dtype == x.dtype else torch.empty_like(out, dtype=x.dtype)
+                factored.multiply(left[group.rows.start], right.T, out=block)
+            if kernels is not None:
+                if kept:
+                    kernels.finished(block, out, index[group.rows], start, factors[number, group.rows], own)
+                    return
+                kernels.again(
+                    block,
+                    _part(inverse_w, start, stop),
+                    _part(bias, start, stop),
+                    index[group.rows],
+                    start,
+                    scale * LOG2E,
+                    _of(group, rows),
+                    swept.top[group.rows],
+                    grad_others[group.rows],
+                    own,
+                )
+                if out is not block:
+                    out.copy_(block)
+                return
+            if kept:
+                torch.mul(block, factors[number, group.rows, None], out=out)
+            else:
+                if group.room is None:
+                    _finish(block, bias, inverse_w, start, stop)
+                negative, slope = rowwise.negative_and_slope(similarity, block, _of(group, rows))
+                g = torch.add(-swept.top[group.rows, None], negative, alpha=scale * LOG2E)
+                g.exp2_().mul_(grad_others[group.rows, None])
+                if shares is not None:
+                    g.addcmul_(grad_total[group.rows, None], shares[start:stop])
+                if slope is not None:
+                    g *= slope
+                torch.mul(g, 1 if inverse_w is None else inverse_w[start:stop], out=out)
+            place = group.places[number]
+            out.view(-1).scatter_(0, place, own[place // (stop - start)].to(out.dtype))
+
         with products.best(x.numel() * len(w)):
             for number, (start, stop) in enumerate(pairwise(edges)):
                 wb = w[start:stop]
-                w_factors = factored.of(wb, "weights")
+                right = factored.of(wb, "weights")
                 for batch in batches:
-                    g = _all_of(batch, start, stop, scratch)
+                    g, in_batch = _all_of(batch, start, stop, scratch), _rows_of_all(batch)
                     for group in batch:
-                        part = _rows_of(group, batch, g)
-                        kept = group.room is not None and shares is None
-                        block = group.block(start, stop)
-                        if block is None:
-                            block = part if part.dtype == x.dtype else torch.empty_like(part, dtype=x.dtype)
-                            factored.multiply(left[group.rows.start], w_factors.T, out=block)
-                        if kernels is None:
-                            if kept:
-                                torch.mul(block, factors[number, group.rows, None], out=part)
-                            else:
-                                if group.room is None:
-                                    _finish(block, bias, inverse_w, start, stop)
-                                negative, slope = rowwise.negative_and_slope(similarity, block, _of(group, rows))
-                                power = torch.add(-swept.top[group.rows, None], negative, alpha=scale * LOG2E)
-                                power.exp2_().mul_(grad_others[group.rows, None])
-                                if shares is not None:
-                                    power.addcmul_(grad_total[group.rows, None], shares[start:stop])
-                                if slope is not None:
-                                    power *= slope
-                                torch.mul(power, 1 if inverse_w is None else inverse_w[start:stop], out=part)
-                            place = group.places[number]
-                            own = grad_own[group.rows][place // (stop - start)]
-                            part.view(-1).scatter_(0, place, own.to(part.dtype))
-                        elif kept:
-                            at = index[group.rows], start
-                            kernels.finished(block, part, *at, factors[number, group.rows], grad_own[group.rows])
-                        else:
-                            kernels.again(
-                                block,
-                                _part(inverse_w, start, stop),
-                                _part(bias, start, stop),
-                                index[group.rows],
-                                start,
-                                scale * LOG2E,
-                                _of(group, rows),
-                                swept.top[group.rows],
-                                grad_others[group.rows],
-                                grad_own[group.rows],
-                            )
-                            if part is not block:
-                                part.copy_(block)
-                    of_batch = slice(batch[0].rows.start, batch[-1].rows.stop)
+                        differentiate(group, number, start, stop, right, _rows_of(group, batch, g))
                     if grad_bias is not None:
                         grad_bias[start:stop] += g.sum(0, dtype=bias.dtype)
                     if grad_x is not None:
-                        factored.multiply(g, w_factors, out=grad_x[of_batch], add=True)
+                        factored.multiply(g, right, out=grad_x[in_batch], add=True)
                     if grad_w is None:
                         continue
                     if len(batches) == 1 and kernels is not None and inverse_w is not None:
@@ -234,7 +240,7 @@ class _Rows(torch.autograd.Function):
                         kernels.project(grad_w[start:stop], wb, inverse_w[start:stop], products=product)
                         continue
                     added = batch is not batches[0]
-                    factored.multiply(g.T, x_factors[of_batch], out=grad_w[start:stop], add=added)
+                    factored.multiply(g.T, x_factors[in_batch], out=grad_w[start:stop], add=added)
                     if batch is batches[-1] and inverse_w is not None:
                         project(grad_w[start:stop], wb, inverse_w[start:stop])
             if grad_x is not None and similarity.normalized == "both":
@@ -293,8 +299,7 @@ def _sweep(ctx: Any, left: Tensor, w: Tensor, bias: Tensor | None, index: Tensor
                 together = batch[0].block(start, stop) if _alone(batch) else None
                 if together is None:
                     together = _all_of(batch, start, stop, scratch)
-                of_batch = slice(batch[0].rows.start, batch[-1].rows.stop)
-                product = factored.product(left[of_batch], factors.T, out=together)
+                product = factored.product(left[_rows_of_all(batch)], factors.T, out=together)
                 for group in batch:
                     part, c = _rows_of(group, batch, product), group.block(start, stop)
                     if c is None:
@@ -391,17 +396,22 @@ def _alone(batch: list[_Group]) -> bool:
 
 def _largest(batches: list[list[_Group]], edges: list[int]) -> int:
     """Numbers in the largest block of a batch."""
-    rows = max((batch[-1].rows.stop - batch[0].rows.start for batch in batches), default=0)
+    rows = max((_rows_of_all(batch).stop - _rows_of_all(batch).start for batch in batches), default=0)
     return int(rows * max(map(operator.sub, edges[1:], edges)))
 
 
 def _all_of(batch: list[_Group], start: int, stop: int, scratch: Tensor) -> Tensor:
     """Memory for what is made of the batch and the classes [start, stop)."""
-    rows, columns = batch[-1].rows.stop - batch[0].rows.start, stop - start
+    rows, columns = _rows_of_all(batch).stop - _rows_of_all(batch).start, stop - start
     return scratch[: rows * columns].view(rows, columns)
 
 
+def _rows_of_all(batch: list[_Group]) -> slice:
+    return slice(batch[0].rows.start, batch[-1].rows.stop)
+
+
 def _rows_of(group: _Group, batch: list[_Group], block: Tensor) -> Tensor:
+    """The group's rows of a block of its batch."""
     first = batch[0].rows.start
     return block[group.rows.start - first : group.rows.stop - first]
 
