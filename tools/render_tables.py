@@ -190,7 +190,8 @@ def soak_loss_table() -> str:
     rows = [["steps", "float32", "bfloat16", "float16", "NaN, or infinite, from finite input"]]
     wrong = sum(count for what, count in counts.items() if what.startswith("wrong"))
     rows.append([f"{number:,}" for number in (result["steps"], *(counts.get(k, 0) for k in HALVES), wrong)])
-    return markdown(rows)
+    by_code = ", ".join(f"{steps:,} of version {code}" for code, steps in result["steps by code"].items())
+    return f"{markdown(rows)}\n\nSteps by the digest of the code they went through: {by_code}."
 
 
 def environments_table() -> str:

@@ -60,13 +60,17 @@ def pins() -> dict[str, str]:
 
 def tools(environment: Environment) -> list[str]:
     """What the tests need beside the extras: of these, old versions are not promised to do."""
-    own = {canonicalize_name(Requirement(line).name) for line in wanted()}
-    names = [canonicalize_name(Requirement(line).name) for line in (*extra("test"), *extra("docs"))]
+    own = {Requirement(line).name for line in wanted()} | {PROJECT["name"]}
+    needed = [Requirement(line) for line in (*extra("test"), *extra("docs"))]
     if environment.tests == CORE:
-        names = ["hypothesis", "pytest", "pytest-markdown-docs", "pytest-xdist"]
+        needed = [Requirement(name) for name in ("hypothesis", "pytest", "pytest-markdown-docs", "pytest-xdist")]
     known = pins()
-    names = [name for name in names if name not in own and name != PROJECT["name"]]
-    return names if environment.versions == "newest" else [f"{name}=={known[name]}" for name in names]
+    return [
+        f"{tool.name}[{','.join(tool.extras)}]"
+        + ("" if environment.versions == "newest" else f"=={known[canonicalize_name(tool.name)]}")
+        for tool in needed
+        if tool.name not in own
+    ]
 
 
 def wanted() -> list[str]:
