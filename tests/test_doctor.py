@@ -33,4 +33,4 @@ def test_what_is_missing_or_too_old_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", lacking)
     found = by_name(examine())
     assert (found["kornia"].found, found["kornia"].remedy) == ("not installed", "pip install 'cssoftmax[train]'")
-    assert found["numpy"].remedy == ">=1.26 is needed: pip install 'numpy>=1.26'"
+    assert found["numpy"].remedy == ">=2.0 is needed: pip install 'numpy>=2.0'"

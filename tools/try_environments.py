@@ -98,7 +98,7 @@ def attempt(environment: Environment, package: Path, folder: Path) -> dict[str, 
     if environment.versions == "lowest":  # of what is asked for by name: what the package itself asks for, too
         install += ["--resolution", "lowest-direct", *wanted()]
     if environment.versions == "pinned":
-        constraints = folder.with_suffix(".txt")
+        constraints = folder.with_name(f"{folder.name}.txt")
         constraints.write_text("".join(f"{name}=={version}\n" for name, version in pins().items()))
         install += ["--constraint", constraints]
     for step in (["uv", "venv", "--quiet", "--python", environment.python, folder], install):
@@ -117,7 +117,7 @@ def attempt(environment: Environment, package: Path, folder: Path) -> dict[str, 
         lines = done.stdout.splitlines()
         result |= {"tests": re.sub(r" in .*", "", lines[-1]) if lines else "", "passed": done.returncode == 0}
         result["failed"] = [line for line in lines if line.startswith(("FAILED", "ERROR"))][:40]
-        (folder.with_suffix(".log")).write_text(done.stdout + done.stderr)
+        folder.with_name(f"{folder.name}.log").write_text(done.stdout + done.stderr)
     else:
         command = folder / "bin" / "cssoftmax"
         done = run(
