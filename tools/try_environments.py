@@ -113,7 +113,7 @@ def attempt(environment: Environment, package: Path, folder: Path) -> dict[str, 
     run("git", "clone", "--quiet", ROOT, checkout)
     shutil.rmtree(checkout / "src")
     if environment.tests:
-        done = run(python, "-m", "pytest", "--numprocesses", "auto", *environment.tests, folder=checkout)
+        done = run(python, "-m", "pytest", "-rs", "--numprocesses", "auto", *environment.tests, folder=checkout)
         lines = done.stdout.splitlines()
         result |= {"tests": re.sub(r" in .*", "", lines[-1]) if lines else "", "passed": done.returncode == 0}
         result["failed"] = [line for line in lines if line.startswith(("FAILED", "ERROR"))][:40]
