@@ -172,11 +172,8 @@ def random_mask(inputs: Tensor, widest: int, dim: int) -> Tensor:
     number, size = len(inputs), inputs.shape[dim]
     width = torch.randint(0, min(widest, size // 2) + 1, (number, 1))
     start = (torch.rand(number, 1) * (size - width + 1)).long()
-    position = torch.arange(size)
-    masked = ((position >= start) & (position < start + width)).to(inputs.device)
-    shape = [number, 1, 1, 1]
-    shape[dim] = size
-    return torch.where(masked.view(shape), inputs.mean(dim=(1, 2, 3), keepdim=True), inputs)
+    masked = _run(start, width, size, dim).to(inputs.device)
+    return torch.where(masked, inputs.mean(dim=(1, 2, 3), keepdim=True), inputs)
 
 
 def random_square(images: Tensor, side: int) -> Tensor:
@@ -184,15 +181,19 @@ def random_square(images: Tensor, side: int) -> Tensor:
 
     A black one would stand out by edges that no photograph has.
     """
-    inside = torch.ones((), dtype=torch.bool, device=images.device)
-    for dim in (2, 3):
-        size = images.shape[dim]
-        start = torch.randint(0, max(size - side, 0) + 1, (len(images), 1)).to(images.device)
-        position = torch.arange(size, device=images.device)
-        shape = [len(images), 1, 1, 1]
-        shape[dim] = size
-        inside = inside & ((position >= start) & (position < start + side)).view(shape)
+    number, _, height, width = images.shape
+    top = torch.randint(0, max(height - side, 0) + 1, (number, 1))
+    left = torch.randint(0, max(width - side, 0) + 1, (number, 1))
+    inside = (_run(top, side, height, dim=2) & _run(left, side, width, dim=3)).to(images.device)
     return torch.where(inside, images.mean(dim=(2, 3), keepdim=True), images)
+
+
+def _run(start: Tensor, width: Tensor | int, size: int, dim: int) -> Tensor:
+    """Which positions along ``dim`` are in each sample's run, to broadcast against (N, channels, H, W)."""
+    position = torch.arange(size)
+    shape = [len(start), 1, 1, 1]
+    shape[dim] = size
+    return ((position >= start) & (position < start + width)).view(shape)
 
 
 def _affine(config: ImageAugment) -> nn.Module:
