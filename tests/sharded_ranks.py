@@ -397,14 +397,13 @@ def smooth(classes):
     return training.Classifier(network, losses.CSSoftmaxLoss(D, classes))
 
 
-def fitted(folder, name, shape=None, resume=False, sample_rate=1.0, classes=5):
+def fitted(folder, name, shape=None, resume=False, sample_rate=1.0, classes=5, keeps="ema"):
     """Two epochs of the training loop on all ranks' share of the batches; the weights as a whole."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randint(0, 256, (60, 1, 4, 4), generator=generator, dtype=torch.uint8)
     split = Split(inputs, torch.arange(60) % 5, None)
-    recipe = Recipe(
-        "lenet", 1, D, epochs=2, batch_size=12, lr=0.2, momentum=0.9, ema=0.9, clip_norm=0.5, weight_decay=1e-3
-    )
+    settings = {"epochs": 2, "batch_size": 12, "lr": 0.2, "momentum": 0.9, "clip_norm": 0.5, "weight_decay": 1e-3}
+    recipe = Recipe("lenet", 1, D, **settings | {keeps: 0.9})
     model = smooth(classes)
     if shape is not None:
         names = ("data", "class")[-len(shape) :]
@@ -433,12 +432,12 @@ def fully_sharded_training(folder, expected):
     """Launched with FSDP, alone and with the classes shared out, the loop does what one process does."""
     os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     world = distributed.get_world_size()
-    seen, weights = torch.load(expected)
-    for name, shape in (("fsdp", None), ("classes", (world,))):
-        first, _ = fitted(folder, name, shape)
+    for name, shape, keeps in (("fsdp", None, "ema"), ("classes", (world,), "lookahead")):
+        seen, weights = torch.load(expected)[keeps]
+        first, _ = fitted(folder, name, shape, keeps=keeps)
         network = files.read_tensors(Path(folder, f"{name}.safetensors"))[1]
         assert network["model.network.1.weight"].shape == (24, 16)  # as a whole, in a plain file
-        rest, found = fitted(folder, name, shape, resume=True)
+        rest, found = fitted(folder, name, shape, resume=True, keeps=keeps)
         for key, value in weights.items():
             close(found[key], value, 1e-4, f"{name}: {key}")
         measured = torch.tensor(first + rest)

@@ -536,6 +536,15 @@ def test_compiles_without_a_graph_break():
     torch.testing.assert_close(compiled(x, y), loss(x, y))
 
 
+@pytest.mark.parametrize("classes", [3, 5_000, 50_000])
+def test_compiles_without_a_warning_whatever_the_size(classes):
+    loss = CSSoftmaxLoss(4, classes)
+    torch.compiler.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        torch.compile(loss, backend="eager")(torch.randn(300, 4), torch.arange(300) % classes)
+
+
 @pytest.mark.parametrize("family", [SphereFaceLoss, AdaCosLoss, CurricularFaceLoss, MagFaceLoss, AdaFaceLoss])
 def test_state_moves_without_a_value_read_back_from_the_device(family):
     """One graph: what reads a value back would break it."""

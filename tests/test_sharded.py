@@ -136,9 +136,12 @@ def test_a_training_s_checkpoint_is_the_same_on_any_number_of_ranks(tmp_path):
 
 
 def test_a_network_shared_out_by_fsdp_and_sampled_classes_train_as_on_one_process(tmp_path):
-    first, _ = sharded_ranks.fitted(tmp_path, "whole")
-    rest, weights = sharded_ranks.fitted(tmp_path, "whole", resume=True)
-    torch.save((first + rest, weights), tmp_path / "whole.pt")
+    whole = {}
+    for keeps in ("ema", "lookahead"):
+        first, _ = sharded_ranks.fitted(tmp_path, keeps, keeps=keeps)
+        rest, weights = sharded_ranks.fitted(tmp_path, keeps, resume=True, keeps=keeps)
+        whole[keeps] = first + rest, weights
+    torch.save(whole, tmp_path / "whole.pt")
     checks = (
         ("fully_sharded_training", str(tmp_path), str(tmp_path / "whole.pt")),
         ("sampled_training", str(tmp_path)),
@@ -146,9 +149,9 @@ def test_a_network_shared_out_by_fsdp_and_sampled_classes_train_as_on_one_proces
     failed = run(2, tmp_path / "two", *checks)
     assert not failed, "\n".join(failed.values())
     # What two processes wrote, one goes on with.
-    for name in ("fsdp", "classes"):
-        _, found = sharded_ranks.fitted(tmp_path, name, resume=True)
-        for key, value in weights.items():
+    for name, keeps in (("fsdp", "ema"), ("classes", "lookahead")):
+        _, found = sharded_ranks.fitted(tmp_path, name, resume=True, keeps=keeps)
+        for key, value in whole[keeps][1].items():
             sharded_ranks.close(found[key], value, 1e-4, key)
 
 

@@ -17,7 +17,7 @@ from cssoftmax import CSSoftmaxLoss, NormFaceLoss, SoftmaxLoss, training
 from cssoftmax.checkpoint import TrainingError, epochs_done
 from cssoftmax.data import Split
 from cssoftmax.data.augment import ImageAugment, SoundAugment
-from cssoftmax.recipes import Recipe
+from cssoftmax.recipes import Recipe, RecipeError
 from cssoftmax.training import (
     Classifier,
     Interrupted,
@@ -109,6 +109,27 @@ def test_the_moving_average_is_the_one_computed_by_hand(checkpoint):
     assert not same(averaged, classifier)
 
 
+def test_every_fifth_step_weights_and_slow_weights_meet(checkpoint):
+    begun, classifier, weights = copy(model()), model(), []
+    plain, steps = [], {"epochs": 3}
+    trained(checkpoint, fast := model(), on_step=lambda progress: plain.append(copy(fast)), **steps)
+    slow = trained(
+        checkpoint, classifier, lookahead=0.9, on_step=lambda progress: weights.append(copy(classifier)), **steps
+    )
+    kept = 0.9 * (4 / 15) ** 3
+    for name, value in weights[4].items():
+        assert torch.equal(weights[3][name], plain[3][name])
+        met = kept * begun[name] + (1 - kept) * plain[4][name] if value.is_floating_point() else plain[4][name]
+        torch.testing.assert_close(value, met, rtol=1e-5, atol=1e-6)
+        assert torch.equal(weights[14][name], slow.state_dict()[name])  # the last step is a meeting
+    assert not all(torch.equal(weights[14][name], value) for name, value in plain[14].items())
+
+
+def test_a_recipe_cannot_keep_both_an_average_and_slow_weights():
+    with pytest.raises(RecipeError, match=r"lookahead: 0\.8 beside ema 0\.9"):
+        Recipe(**BASIC | {"lookahead": 0.8, "ema": 0.9})
+
+
 def test_clipping_bounds_the_norm_of_the_gradient(checkpoint):
     def longest_step(clip_norm):
         classifier, longest = model(), 0.0
@@ -184,7 +205,7 @@ def test_an_epoch_sees_each_sample_once_in_an_order_of_its_own(checkpoint):
     [
         ({}, lambda: {}),
         ({"ema": 0.9, "mixup": 0.3, "augment": ImageAugment(crop_padding=1)}, lambda: {}),
-        ({}, lambda: {"proxy": model()}),
+        ({"lookahead": 0.8}, lambda: {"proxy": model()}),
     ],
     ids=["plain", "everything", "proxy"],
 )

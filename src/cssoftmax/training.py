@@ -49,6 +49,9 @@ MOST_LEFT_OUT = 10
 PROXY_LEARNS_EVERY = 4
 """Steps from one in which a proxy learns, and does not only choose, to the next."""
 
+LOOK_AHEAD_EVERY = 5
+"""Steps from one meeting of fast and slow weights to the next."""
+
 SAVE_AFTER = 600.0
 """Seconds after which a checkpoint is written within an epoch."""
 
@@ -90,7 +93,7 @@ def fit(
     on_step: Callable[[Progress], None] = lambda progress: None,
     on_epoch: Callable[[Classifier, dict[str, float]], None] = lambda model, metrics: None,
 ) -> Classifier:
-    """Trains ``model`` on ``split`` and returns it, or its moving average where the recipe asks for one.
+    """Trains ``model`` on ``split`` and returns it, or its average or slow weights where the recipe asks for them.
 
     Args:
         model: the network must take what :func:`as_input` makes of ``split.inputs``.
@@ -120,7 +123,7 @@ def fit(
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     chooser = None if proxy is None else _Chooser(proxy, recipe, accelerator)
     fully = fully_sharded(accelerator)
-    average = _moving_average(model, recipe.ema, in_parts=fully) if recipe.ema else None
+    average = _moving_average(model, recipe.ema, in_parts=fully) if recipe.ema or recipe.lookahead else None
     if fully:
         for one in (model, *([cast(Classifier, average.module)] if average is not None else [])):
             shard_network(one.network, accelerator)
@@ -193,7 +196,7 @@ def fit(
             )
             if not unfit:
                 prepared.step()
-                if average is not None:
+                if average is not None and recipe.ema:
                     average.update_parameters(model)
                 progress = replace(
                     progress,
@@ -217,6 +220,8 @@ def fit(
                 if not fine:
                     logger.warning("step %d left out: %s", progress.step + 1, cause)
             prepared.zero_grad()
+            if average is not None and recipe.lookahead and (progress.step + 1) % LOOK_AHEAD_EVERY == 0:
+                _meet(model, average.module, recipe.lookahead * (progress.step / progress.steps) ** 3)
 
             step, stopping = progress.step + 1, bool(asked)
             finished_epoch = step % steps_per_epoch == 0
@@ -420,6 +425,18 @@ def _moving_average(model: Classifier, decay: float, *, in_parts: bool = False) 
         return AveragedModel(model, avg_fn=get_ema_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
     average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
     return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+
+
+@torch.no_grad()
+def _meet(fast: nn.Module, slow: nn.Module, kept: float) -> None:
+    """Moves slow weights and statistics to the fast ones, all but the share ``kept`` of the way, and these to them."""
+    pairs = zip([*fast.parameters(), *fast.buffers()], [*slow.parameters(), *slow.buffers()], strict=True)
+    for ahead, behind in pairs:
+        if ahead.is_floating_point():
+            behind.lerp_(ahead, 1 - kept)
+            ahead.copy_(behind)
+        else:
+            behind.copy_(ahead)
 
 
 def _evaluated(model: Classifier, average: AveragedModel | None) -> Classifier:

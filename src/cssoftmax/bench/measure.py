@@ -1,7 +1,8 @@
 """Time and memory of heads, and how near they come to what the processor can do.
 
-Heads take turns in random order, so that what else the machine does meets all of them; times are medians. Memory is
-measured in a process of its own: the highest resident size, less that before the step, less the gradients.
+Heads take turns in random order, so that what else the machine does meets all of them. A turn is two steps, of which
+the second is timed, for a training repeats one step; times are medians. Memory is measured in a process of its own: the
+highest resident size, less that before the step, less the gradients.
 """
 
 import importlib.util
@@ -75,8 +76,9 @@ def measure(
     while turns < (repeats or 3) or (repeats is None and time.perf_counter() - start < SECONDS and turns < 300):
         turns += 1
         watch(f"{shape}: turn {turns}")
-        # Each leaves the caches as it does: nobody always comes after the same one.
         for name in random.Random(turns).sample(list(steps), len(steps)):
+            # Pages that another head gave back can cost the next one as much again as its own work.
+            _time(steps[name], x, w)
             seconds[name].append(_time(steps[name], x, w))
     work = 6 * shape.rows * shape.features * shape.classes
     medians = {name: statistics.median(values) for name, values in seconds.items()}

@@ -5,6 +5,7 @@ Every engine is a module with a ``loss`` of the same signature; ``eager`` is the
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from cssoftmax.engine import chunked, compiled, eager, fused, rowwise, triton
@@ -33,6 +34,8 @@ def pick(implementation: str, embeddings: Tensor, num_classes: int, precision: s
         return ENGINES[implementation]
     entries = embeddings.shape[0] * num_classes
     small = entries <= SMALL
+    if embeddings.device.type == "cpu" and torch.compiler.is_compiling():
+        return eager.loss  # the others would only tell it so after a look that the compiler warns of
     if embeddings.device.type == "cpu":
         whole = small or (entries <= MEDIUM and precision == "float32" and build.suits(embeddings))
         return compiled.loss if whole else chunked.loss

@@ -30,6 +30,7 @@ BEST = Recipe(
     momentum=0.85,
     warmup=0.1,
     label_smoothing=0.2,
+    lookahead=0.77,
     proxy_width=32,
     augment=ImageAugment(flip=True, crop_padding=4, cutout=12),
     average_views=True,

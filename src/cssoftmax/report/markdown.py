@@ -30,6 +30,7 @@ RECIPE_OPTIONS = (
     "label_smoothing",
     "clip_norm",
     "ema",
+    "lookahead",
     "mixup",
 )
 
