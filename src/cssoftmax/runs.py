@@ -26,7 +26,7 @@ from cssoftmax.data import (
 from cssoftmax.data.augment import ImageAugment, SoundAugment
 from cssoftmax.data.dataset import some
 from cssoftmax.data.sound import NAMED as NAMED_SOUNDS
-from cssoftmax.data.sources import OnError
+from cssoftmax.data.table import OnError
 from cssoftmax.networks import Standardize
 from cssoftmax.recipes import Recipe
 from cssoftmax.training import Classifier

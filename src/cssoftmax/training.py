@@ -50,7 +50,7 @@ PROXY_LEARNS_EVERY = 4
 """Steps from one in which a proxy learns, and does not only choose, to the next."""
 
 LOOK_AHEAD_EVERY = 5
-"""Steps from one meeting of fast and slow weights to the next."""
+"""Steps from one meeting of fast and slow weights to the next; they also meet after each epoch, to be evaluated."""
 
 SAVE_AFTER = 600.0
 """Seconds after which a checkpoint is written within an epoch."""
@@ -220,11 +220,10 @@ def fit(
                 if not fine:
                     logger.warning("step %d left out: %s", progress.step + 1, cause)
             prepared.zero_grad()
-            if average is not None and recipe.lookahead and (progress.step + 1) % LOOK_AHEAD_EVERY == 0:
-                _meet(model, average.module, recipe.lookahead * (progress.step / progress.steps) ** 3)
-
             step, stopping = progress.step + 1, bool(asked)
             finished_epoch = step % steps_per_epoch == 0
+            if average is not None and recipe.lookahead and (finished_epoch or step % LOOK_AHEAD_EVERY == 0):
+                _meet(model, average.module, recipe.lookahead * (progress.step / progress.steps) ** 3)
             progress = replace(progress, step=step, seconds=progress.seconds + time.perf_counter() - began)
             on_step(progress)
             if not (finished_epoch or stopping or due):

@@ -15,8 +15,8 @@ import pyarrow.parquet
 
 from cssoftmax import files
 from cssoftmax.data import Item, Stream
+from cssoftmax.data.parquet import opened_parquet
 from cssoftmax.data.prepare import Raw
-from cssoftmax.data.sources import opened_parquet
 from cssoftmax.embedder import Embedder
 from cssoftmax.runs import JobError
 from cssoftmax.training import Interrupted

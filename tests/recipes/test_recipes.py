@@ -35,6 +35,7 @@ GOOD = {"network": "lenet", "width": 4, "embedding_size": 8, "epochs": 2, "batch
         "label_smoothing": [-0.1, 1.0],
         "clip_norm": [-1.0, math.inf],
         "ema": [-0.1, 1.0],
+        "lookahead": [-0.1, 1.0],
         "mixup": [-0.1, math.nan],
     }.items(),
 )

@@ -20,7 +20,7 @@ from cssoftmax.cli.console import (
     warn_of_slow_precision,
 )
 from cssoftmax.cli.display import ComparisonDisplay
-from cssoftmax.data.sources import OnError
+from cssoftmax.data.table import OnError
 from cssoftmax.losses import LOSSES
 
 COMPARE_HELP = """Compare losses on SOURCE: same data, network, first weights, batches, budget; only the loss differs.

@@ -25,7 +25,7 @@ from cssoftmax.cli.console import (
     warn_of_slow_precision,
 )
 from cssoftmax.cli.display import Display
-from cssoftmax.data.sources import OnError
+from cssoftmax.data.table import OnError
 from cssoftmax.losses import LOSSES
 
 TRAIN_HELP = """Train a network on SOURCE and measure it on the test split.

@@ -15,8 +15,8 @@ from cssoftmax.data.prepare import Preprocessing, prepare, preprocessing_of
 from cssoftmax.data.preview import pictures, recordings
 from cssoftmax.data.shards import Streamed
 from cssoftmax.data.sound import LogMel
-from cssoftmax.data.sources import DataError
 from cssoftmax.data.stream import Item, Stream, open_stream
+from cssoftmax.data.table import DataError
 
 __all__ = [
     "DataError",

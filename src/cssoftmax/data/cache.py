@@ -15,7 +15,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from cssoftmax.data.sound import LogMel
-from cssoftmax.data.sources import Kind
+from cssoftmax.data.table import Kind
 
 FORMAT = 1
 """Raise when the decoding changes: the data are others then, and runs on them cannot be gone on with."""

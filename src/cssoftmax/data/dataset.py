@@ -17,17 +17,8 @@ from cssoftmax.data.prepare import Preprocessing, prepare
 from cssoftmax.data.progress import track
 from cssoftmax.data.shards import Shards, Streamed, find_shards
 from cssoftmax.data.sound import NAMED, LogMel, decode_sounds, default_log_mel, read_channels
-from cssoftmax.data.sources import (
-    DataError,
-    Kind,
-    OnError,
-    Table,
-    find_source,
-    keep,
-    named_folder,
-    natural_key,
-    one_line,
-)
+from cssoftmax.data.sources import find_source, named_folder
+from cssoftmax.data.table import DataError, Kind, OnError, Table, keep, natural_key, one_line
 
 BLOCK = 2**24
 """Numbers of decoded samples that are held in float64 at a time."""

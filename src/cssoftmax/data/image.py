@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from cssoftmax.data.progress import track
-from cssoftmax.data.sources import DataError, Table
+from cssoftmax.data.table import DataError, Table
 
 MIXED_SIZE = 32
 """Side in pixels to which images of different sizes go when no size is asked for."""

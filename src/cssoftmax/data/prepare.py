@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cssoftmax.data.image import Pixels, open_image, prepare_images, to_grey_or_rgb
 from cssoftmax.data.sound import LogMel, check, prepare_sounds, read_sound, to_mono
-from cssoftmax.data.sources import DataError
+from cssoftmax.data.table import DataError
 
 Array = np.ndarray[Any, Any]
 Preprocessing = Pixels | LogMel

@@ -9,7 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from cssoftmax.data.sound import read_sound
-from cssoftmax.data.sources import DataError, OnError, find_source, named_folder
+from cssoftmax.data.sources import find_source, named_folder
+from cssoftmax.data.table import DataError, OnError
 
 LARGEST_SIDE = 96
 """Pictures are shrunk to this many pixels."""

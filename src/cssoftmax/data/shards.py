@@ -21,27 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cssoftmax.data.parquet import GROUP_COLUMNS, contents, input_column, label_column, opened_parquet, texts
 from cssoftmax.data.prepare import Preprocessing, prepare
-from cssoftmax.data.sources import (
-    GROUP_COLUMNS,
-    SOUND_SUFFIXES,
-    DataError,
-    Kind,
-    class_files,
-    contents,
-    files_under,
-    first_line,
-    hub_files,
-    in_order,
-    input_column,
-    kept_splits,
-    label_column,
-    locate,
-    one_line,
-    opened_parquet,
-    split_word,
-    texts,
-)
+from cssoftmax.data.sources import SOUND_SUFFIXES, class_files, files_under, hub_files, locate
+from cssoftmax.data.table import DataError, Kind, first_line, in_order, kept_splits, one_line, split_word
 
 DECODERS = min(8, os.cpu_count() or 1)
 """Threads that decode, and batches that they are ahead."""

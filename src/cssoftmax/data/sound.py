@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cssoftmax.data.progress import track
-from cssoftmax.data.sources import DataError, Table
+from cssoftmax.data.table import DataError, Table
 
 Array = np.ndarray[Any, Any]
 

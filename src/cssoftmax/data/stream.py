@@ -5,23 +5,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cssoftmax.data.parquet import contents, input_column, label_column, opened_parquet, texts
 from cssoftmax.data.sources import (
     IMAGE_SUFFIXES,
     SOUND_SUFFIXES,
-    DataError,
     class_files,
-    contents,
     digest_of,
     files_under,
     hub_source,
-    input_column,
-    label_column,
     locate,
     named_folder,
-    opened_parquet,
     subfolders,
-    texts,
 )
+from cssoftmax.data.table import DataError
 
 ROWS = 256
 """Rows of a parquet file that are read together."""

@@ -53,10 +53,10 @@ class Recipe:
         label_smoothing: in [0, 1).
         clip_norm: the gradient's largest norm; 0 clips nothing.
         ema: decay of the moving average of the weights that is evaluated and saved; 0 averages nothing.
-        lookahead: share of slow weights that is kept, at the end of the training, when every fifth step the weights and
-            the slow ones meet; it grows with the cube of the steps done. The slow ones are evaluated and saved, the
-            training goes on from them. 0 keeps none. Source: Zhang et al., "Lookahead Optimizer" (2019); the growing
-            share is airbench96's, which ends at 0.77.
+        lookahead: share of slow weights that is kept, at the end of the training, when every fifth step, and after
+            each epoch, the weights and the slow ones meet; it grows with the cube of the steps done. The slow ones are
+            evaluated and saved, the training goes on from them. 0 keeps none. Source: Zhang et al., "Lookahead
+            Optimizer" (2019); the growing share is airbench96's, which ends at 0.77.
         mixup: alpha of the Beta distribution; 0 mixes nothing.
         augment: of the training batches.
         proxy_width: of a narrow copy of the network that chooses, of each batch, the harder half that the network is
