@@ -4,13 +4,13 @@ python tools/draw_docs.py    # or make pictures
 """
 
 import io
-import json
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
+from sweep_defaults import at_usual_rate, read
 
 from cssoftmax import bench
 from cssoftmax import similarity as similarities
@@ -100,8 +100,7 @@ def sweep_picture(folder: Path) -> Figure:
     figure = Figure(figsize=(9.6, 5.4))
     panels = figure.subplots(2, len(paths), sharex=True)
     for column, path in enumerate(paths):
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        usual = [row for row in rows if row.get("class_lr_scale") in (None, 1.0)]
+        _, usual = at_usual_rate(read(path))
         grid = [row for row in usual if row["loss"] == "cs-softmax" and row["probability"] == 0.999]
         plain = [row for row in usual if row["loss"] == "softmax"]
         for axes, key in zip(panels[:, column], ("accuracy", "eer"), strict=True):

@@ -1,6 +1,7 @@
-"""How the defaults of CS-Softmax were found: a sweep over margin, update factor and scale on validation splits.
+"""How the defaults of CS-Softmax and the class weights' rate were found: sweeps on validation splits.
 
     python tools/sweep_defaults.py mnist cifar10 cifar100 --data-root DATA --output results/defaults
+    python tools/sweep_defaults.py cifar10 cifar100 --part rates --data-root DATA    # one part alone
     python tools/sweep_defaults.py --table    # the tables of docs/choosing.md, from results/defaults
 
 The test split is never loaded into a decision: a fifth of the training split is held out, a small network is trained on
@@ -14,8 +15,10 @@ import argparse
 import json
 import multiprocessing
 import time
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -32,22 +35,28 @@ SMALL = {
 }
 FACTORS = ("loss", "margin", "weight_update", "probability", "class_lr_scale")
 MIDDLE = ((0.0, 0.0), (0.1, 0.25))
+RATES = (0.003, 0.01, 0.03, 0.1)
 
 
-def settings() -> list[dict[str, object]]:
-    """The plain softmax, margin x update factor at p = 0.999, the scale around the middle, the class weights' rate."""
-    grid = [(m, u, 0.999) for u in (0.0, 0.25, 0.5, 1.0) for m in (0.0, 0.1, 0.2, 0.4)]
-    scales = [(m, u, p) for m, u in MIDDLE for p in (0.9, 0.99, 0.9999, 0.99999)]
-    cs = [{"loss": "cs-softmax", "margin": m, "weight_update": u, "probability": p} for m, u, p in grid + scales]
-    rates = [
-        {"loss": "cs-softmax", "margin": m, "weight_update": u, "probability": 0.999, "class_lr_scale": rate}
-        for m, u in MIDDLE
-        for rate in (0.1, 0.3, 3.0)
-    ]
-    return [{"loss": "softmax"}, *cs, *rates]
+Row = dict[str, Any]
+PLAIN: Row = {"loss": "softmax"}
 
 
-def one(job: tuple[str, dict[str, object], int, argparse.Namespace]) -> dict[str, object]:
+def settings() -> dict[str, list[Row]]:
+    """Margin x update factor at p = 0.999, the scale around the middle, the class weights' rate, each with softmax."""
+
+    def cs(margin: float, factor: float, probability: float = 0.999) -> Row:
+        return {"loss": "cs-softmax", "margin": margin, "weight_update": factor, "probability": probability}
+
+    both = (PLAIN, cs(*MIDDLE[1]))
+    return {
+        "margins": [PLAIN, *(cs(m, u) for u in (0.0, 0.25, 0.5, 1.0) for m in (0.0, 0.1, 0.2, 0.4))],
+        "scales": [PLAIN, *(cs(m, u, p) for m, u in MIDDLE for p in (0.9, 0.99, 0.999, 0.9999, 0.99999))],
+        "rates": [*both, *(one | {"class_lr_scale": rate} for rate in RATES for one in both)],
+    }
+
+
+def one(job: tuple[str, Row, int, argparse.Namespace]) -> Row:
     name, setting, seed, arguments = job
     torch.set_num_threads(1)
     dataset = validation_split(load_dataset(name, data_root=arguments.data_root), 0.2, seed=0)
@@ -55,7 +64,7 @@ def one(job: tuple[str, dict[str, object], int, argparse.Namespace]) -> dict[str
     rows = torch.randperm(len(train.target), generator=torch.Generator().manual_seed(seed))[: arguments.samples]
     train = replace(train, inputs=train.inputs[rows], target=train.target[rows], groups=None)
     recipe = recipes.choose(name, dataset.kind, **SMALL[name])
-    recipe = replace(recipe, class_lr_scale=setting.get("class_lr_scale", recipe.class_lr_scale))
+    recipe = replace(recipe, class_lr_scale=setting["class_lr_scale"])
     options = {key: setting[key] for key in ("margin", "weight_update") if key in setting}
     loss = losses.build(str(setting["loss"]), recipe.embedding_size, len(dataset.classes), **options)
     if "probability" in setting:
@@ -87,47 +96,90 @@ def one(job: tuple[str, dict[str, object], int, argparse.Namespace]) -> dict[str
     }
 
 
+def read(path: Path) -> list[Row]:
+    """The trainings in a file, each with the class weights' rate that it had."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [row | {"class_lr_scale": row["recipe"]["class_lr_scale"]} for row in rows]
+
+
+def at_usual_rate(rows: list[Row]) -> tuple[float, list[Row]]:
+    """The class weights' rate that most trainings had, and these."""
+    rate = Counter(row["class_lr_scale"] for row in rows).most_common(1)[0][0]
+    return rate, [row for row in rows if row["class_lr_scale"] == rate]
+
+
 def tables(folder: Path) -> str:
     """Accuracy / equal error rate in percent, means over seeds, as Markdown."""
     parts = []
     for path in sorted(folder.glob("*.jsonl")):
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        seeds = sorted({row["seed"] for row in rows})
-
-        def mean(found: list[dict[str, object]]) -> str:
-            if not found:
-                return "-"
-            accuracy, eer = (100 * sum(row[key] for row in found) / len(found) for key in ("accuracy", "eer"))
-            return f"{accuracy:.1f} / {eer:.1f}"
-
-        def cell(m: float, u: float, p: float = 0.999, rate: float = 1.0, rows: list[dict[str, object]] = rows) -> str:
-            wanted = ("cs-softmax", m, u, p, None if rate == 1 else rate)
-            return mean([row for row in rows if tuple(row.get(key) for key in FACTORS) == wanted])
-
-        plain = [row for row in rows if row["loss"] == "softmax"]
+        everything = read(path)
+        rate, rows = at_usual_rate(everything)
         cs = [row for row in rows if row["loss"] == "cs-softmax"]
-        margins, factors = (sorted({row[key] for row in cs}) for key in ("margin", "weight_update"))
-        probabilities = sorted({row["probability"] for row in cs})
-        rates = sorted({row.get("class_lr_scale") or 1.0 for row in cs})
+        margins, factors, probabilities = (
+            sorted({row[key] for row in cs}) for key in ("margin", "weight_update", "probability")
+        )
+        rates = _rates(everything)
+        # Only seeds that every cell has: the means of one table are over the same ones.
+        seeds = set.intersection(*_seeds_of(rows).values())
+        rows, cs = ([row for row in some if row["seed"] in seeds] for some in (rows, cs))
+        plain = _mean(rows, loss="softmax")
         parts += [
-            f"### {path.stem}: seeds {', '.join(map(str, seeds))}; plain softmax {mean(plain)}",
+            f"### {path.stem}: {_in_words(seeds)}; class weights' rate {rate:g} times the network's; "
+            f"plain softmax {plain}",
             _markdown(
                 ["margin", *(f"u = {u:g}" for u in factors)],
-                [[f"{m:g}", *(cell(m, u) for u in factors)] for m in margins],
+                [
+                    [f"{m:g}", *(_mean(cs, margin=m, weight_update=u, probability=0.999) for u in factors)]
+                    for m in margins
+                ],
             ),
             _markdown(
                 ["margin, u", *(f"p = {p:g}" for p in probabilities)],
-                [[f"{m:g}, {u:g}", *(cell(m, u, p) for p in probabilities)] for m, u in MIDDLE],
+                [
+                    [f"{m:g}, {u:g}", *(_mean(cs, margin=m, weight_update=u, probability=p) for p in probabilities)]
+                    for m, u in MIDDLE
+                ],
             ),
         ]
-        if len(rates) > 1:
+        seeds = set.intersection(*_seeds_of(rates).values())
+        rates = [row for row in rates if row["seed"] in seeds]
+        shares = sorted({row["class_lr_scale"] for row in rates})
+        if len(shares) > 1:
             parts.append(
                 _markdown(
-                    ["margin, u", *(f"class weights' rate x {rate:g}" for rate in rates)],
-                    [[f"{m:g}, {u:g}", *(cell(m, u, 0.999, rate) for rate in rates)] for m, u in MIDDLE],
+                    [f"class weights' rate, {_in_words(seeds)}", *(f"{share:g}" for share in shares)],
+                    [
+                        [loss, *(_mean(rates, loss=loss, class_lr_scale=share) for share in shares)]
+                        for loss in ("softmax", "cs-softmax")
+                    ],
                 )
             )
     return "\n\n".join(parts)
+
+
+def _rates(rows: list[Row]) -> list[Row]:
+    """Those of the plain softmax and of CS-Softmax's defaults, at any rate of the class weights."""
+    usual = dict(zip(("margin", "weight_update", "probability"), (*MIDDLE[1], 0.999), strict=True))
+    return [row for row in rows if row["loss"] == "softmax" or usual.items() <= row.items()]
+
+
+def _seeds_of(rows: list[Row]) -> dict[tuple[object, ...], set[int]]:
+    found: dict[tuple[object, ...], set[int]] = {}
+    for row in rows:
+        found.setdefault(tuple(row.get(key) for key in FACTORS), set()).add(row["seed"])
+    return found
+
+
+def _in_words(seeds: set[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, sorted(seeds)))}"
+
+
+def _mean(rows: list[Row], **wanted: object) -> str:
+    found = [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
+    if not found:
+        return "-"
+    accuracy, eer = (100 * sum(row[key] for row in found) / len(found) for key in ("accuracy", "eer"))
+    return f"{accuracy:.1f} / {eer:.1f}"
 
 
 def _markdown(header: list[str], rows: list[list[str]]) -> str:
@@ -139,6 +191,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("datasets", nargs="*", choices=[[], *SMALL])
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--part", nargs="+", choices=list(settings()), default=list(settings()))
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--output", type=Path, default=Path("results/defaults"))
     parser.add_argument("--seeds", type=int, default=2)
@@ -152,12 +205,13 @@ def main() -> None:
     for seed in range(arguments.seeds):
         for name in arguments.datasets:
             path = arguments.output / f"{name}.jsonl"
-            lines = path.read_text().splitlines() if path.exists() else []
-            done = [{key: json.loads(line).get(key) for key in (*FACTORS, "seed")} for line in lines]
+            done = [{key: row.get(key) for key in (*FACTORS, "seed")} for row in read(path)]
+            usual = dict.fromkeys(FACTORS) | {"class_lr_scale": recipes.NAMED[name].class_lr_scale, "seed": seed}
+            wanted = [usual | setting for part in arguments.part for setting in settings()[part]]
             todo = [
-                (name, setting, seed, arguments)
-                for setting in settings()
-                if {**dict.fromkeys(FACTORS), **setting, "seed": seed} not in done
+                (name, {key: value for key, value in setting.items() if value is not None}, seed, arguments)
+                for place, setting in enumerate(wanted)
+                if setting not in done and setting not in wanted[:place]
             ]
             with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool, path.open("a") as file:
                 for result in pool.imap_unordered(one, todo):
