@@ -64,13 +64,15 @@ MOST_BYTES = 2**26
 @dataclass(frozen=True)
 class Watcher:
     """What a person sees of a job: called with what is about to be trained, each step, each epoch,
-    each phase, and how much of a phase is done, of how much."""
+    each phase, and how much of a phase is done, of how much. Without ``measured_epochs`` the test split is measured
+    after the last epoch alone."""
 
     on_start: Callable[[Dataset, Recipe, Classifier, int], None] = lambda dataset, recipe, model, epoch: None
     on_step: Callable[[Progress], None] = lambda progress: None
     on_epoch: Callable[[dict[str, float]], None] = lambda metrics: None
     on_phase: Callable[[str], None] = lambda phase: None
     on_work: Callable[[int, int, str], None] = lambda done, total, what: None
+    measured_epochs: bool = True
 
 
 def train(
@@ -320,13 +322,14 @@ def _trained(
     if accelerator.log_with:
         trackers.start(accelerator, run, {**config["loss"], **config["recipe"], "seed": config["seed"]})
 
-    def on_epoch(evaluated: Classifier, measured: dict[str, float]) -> None:
-        watcher.on_phase("evaluating")
-        _, logits = training.embed(evaluated, dataset.test, accelerator=accelerator)
-        line = measured | {
-            "eval_loss": metrics.negative_log_likelihood(logits, dataset.test.target),
-            "eval_accuracy": metrics.top_k_accuracy(logits, dataset.test.target, 1),
-        }
+    def on_epoch(evaluated: Classifier, line: dict[str, float]) -> None:
+        if watcher.measured_epochs:
+            watcher.on_phase("evaluating")
+            _, logits = training.embed(evaluated, dataset.test, accelerator=accelerator)
+            line |= {
+                "eval_loss": metrics.negative_log_likelihood(logits, dataset.test.target),
+                "eval_accuracy": metrics.top_k_accuracy(logits, dataset.test.target, 1),
+            }
         if accelerator.is_main_process:
             files.append_line(log, json.dumps(line))
         accelerator.log({name: value for name, value in line.items() if name != "epoch"}, step=int(line["epoch"]))

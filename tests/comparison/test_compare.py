@@ -76,6 +76,8 @@ def test_what_is_written_says_how_it_was_made(uninterrupted):
         assert result["settings"][loss][0]["validation_score"] == max(scores.values())
         config = json.loads((uninterrupted / "runs" / f"{loss}-1" / "config.json").read_text())
         assert config["recipe"]["lr"] == result["settings"][loss][0]["lr"]
+    epochs = [json.loads(line) for line in (uninterrupted / "runs/softmax-1/metrics.jsonl").read_text().splitlines()]
+    assert [epoch.keys() >= {"train_loss", "eval_loss"} for epoch in epochs] == [False]  # the last epoch alone counts
     summary = json.loads((uninterrupted / "runs" / "softmax-1" / "summary.json").read_text())
     assert summary["measures"]["accuracy"] == result["measures"]["accuracy"]["softmax"]["values"][1]
 

@@ -116,7 +116,7 @@ def _score(protocol: Protocol, model: Classifier, part: Part, embed: Callable[..
 def _run(setup: Setup, task: Task, on_step: Callable[[Progress], None]) -> Line:
     part = test_part(setup.source, setup.design, task.group, setup.seed)
     recipe = recipes.choose(part.known.name, part.known.kind, **setup.recipe_changes)
-    folder, watcher = setup.output / "runs" / task.name, jobs.Watcher(on_step=on_step)
+    folder, watcher = setup.output / "runs" / task.name, jobs.Watcher(on_step=on_step, measured_epochs=False)
     network = setup.recipe_changes.get("network")
     if not (folder / "config.json").exists():
         jobs.train(

@@ -55,7 +55,9 @@ function learning() {
     })));
   const losses = data.runs.flatMap((run) => [...run.learning.train_loss, ...run.learning.eval_loss]).filter((value) => value !== null);
   const wide = losses.length > 0 && Math.min(...losses) > 0 && Math.max(...losses) > 20 * Math.min(...losses);
-  const epochs = axis("epoch", { tickformat: "d", rangemode: "tozero" });
+  const last = Math.max(1, ...data.runs.flatMap((run) => run.learning.epoch));
+  const dtick = [0, 1, 2, 3, 4].flatMap((power) => [1, 2, 5].map((digit) => digit * 10 ** power)).find((tick) => last / tick <= 10);
+  const epochs = axis("epoch", { tickformat: "d", rangemode: "tozero", dtick });
   draw("learning-loss", lines("loss", 1), { xaxis: epochs, yaxis: axis("", wide ? { type: "log", tickvals: LOG_TICKS, ticktext: LOG_TICKS.map(String) } : { rangemode: "tozero" }) });
   draw("learning-accuracy", lines("accuracy", 100), { xaxis: epochs, yaxis: axis("") });
 }
