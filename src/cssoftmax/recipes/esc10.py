@@ -22,9 +22,9 @@ RECIPE = Recipe(
 
 BEST = Recipe(
     network="melnet",
-    width=32,
+    width=16,
     embedding_size=128,
-    epochs=200,
+    epochs=100,
     batch_size=32,
     lr=0.05,
     augment=SoundAugment(time_mask=32, frequency_mask=8, shift=108),
