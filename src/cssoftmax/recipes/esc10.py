@@ -4,8 +4,8 @@
 which is too few to tell them apart; and a random split of the training folds says too much anyway (95 % where a whole
 fold says 89): clips cut from one recording lie in one fold, in both parts of such a split.
 
-BEST: 89.00 % with CS-Softmax, 89.75 % with the mean over views, over the five folds, one seed; plain softmax 88.75 % and
-88.75 %. 0.03 PFLOP and 3 minutes a fold on one thread of an AMD EPYC (Zen 4, bf16):
+BEST: 89.00 % with CS-Softmax, 89.75 % with the mean over views, over the five folds, one seed; plain softmax 88.75 %
+and 88.75 %. 0.03 PFLOP and 3 minutes a fold on one thread of an AMD EPYC (Zen 4, bf16):
 `python tools/run_recipes.py esc10 --jobs 2`.
 """
 
