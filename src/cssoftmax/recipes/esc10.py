@@ -2,7 +2,7 @@
 
 64 mel bands, 216 frames. The augmentation was no worse than none or twice this on a validation split of 60 recordings,
 which is too few to tell them apart; and a random split of the training folds says too much anyway (95 % by
-`--validation 0.2`, where a whole fold says 89): clips of one recording lie in one fold, but in both parts of that split.
+`--validation 0.2`, where a whole fold says 89): clips of one recording lie in one fold, but in both parts of a split.
 
 BEST: 89.00 % with CS-Softmax, 89.75 % with the mean over views, over the five folds, one seed; plain softmax 88.75 %
 and 88.75 %. 0.03 PFLOP and 3 minutes a fold on one thread of an AMD EPYC (Zen 4, bf16):
