@@ -480,8 +480,8 @@ def job(rank, world, port, folder, resume):
         else:
             recipe = {"epochs": 2, "ema": 0.9, "clip_norm": 1.0, "mixup": 0.2}
             jobs.train(
-                runs.Source("digits"), folder / "run", recipe_changes=recipe, cpu=True, shard_classes=True,
-                loss="curricularface", watcher=watcher,
+                runs.Source("digits"), folder / "run", recipe_changes=recipe, shard_classes=True,
+                loss="curricularface", watcher=watcher, cpu=torch.accelerator.is_available(),
             )  # fmt: skip
         ended = "done"
     except training.Interrupted as stop:

@@ -149,8 +149,8 @@ def train(
     model, accelerator = prepare(config, dataset, output)
     if shard_classes and accelerator.num_processes == 1:
         raise JobError(
-            "shard_classes: there is one process, with all classes; start several: `accelerate launch "
-            "--num_processes 2 -m cssoftmax train ... --shard-classes`"
+            "shard_classes: there is one process, with all classes; start several: `torchrun --nproc_per_node 2 "
+            "-m cssoftmax train ... --shard-classes`"
         )
     _check_launch(config, accelerator)
     with _only_one(output, accelerator):

@@ -206,7 +206,7 @@ def accelerator_of(config: Mapping[str, Any], run: Path | None = None) -> Accele
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
         return Accelerator(
-            cpu=config["cpu"],
+            cpu=config["cpu"] or not torch.accelerator.is_available(),  # else it makes no group of processes on CPUs
             mixed_precision=config["amp"],
             log_with=config.get("track") or None if run is not None else None,
             project_dir=run,

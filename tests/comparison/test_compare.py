@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cssoftmax import files, runs, training
-from cssoftmax.comparison import ComparisonError, Watcher, compare
+from cssoftmax import files, recipes, runs, training
+from cssoftmax.comparison import ComparisonError, Watcher, compare, tuning
 from cssoftmax.data import DataError
 from cssoftmax.recipes import RecipeError
 
@@ -74,6 +74,9 @@ def test_what_is_written_says_how_it_was_made(uninterrupted):
         scores = {line["number"]: line["score"] for line in lines if line["loss"] == loss}
         assert scores.keys() == {0, 1}
         assert result["settings"][loss][0]["validation_score"] == max(scores.values())
+        assert all(0 < line["tie_break"] < 1 for line in lines)
+        best = tuning.best([line for line in lines if line["loss"] == loss])["values"]
+        assert result["settings"][loss][0]["lr"] == best["lr"] * recipes.choose("digits", "image").lr
         config = json.loads((uninterrupted / "runs" / f"{loss}-1" / "config.json").read_text())
         assert config["recipe"]["lr"] == result["settings"][loss][0]["lr"]
     epochs = [json.loads(line) for line in (uninterrupted / "runs/softmax-1/metrics.jsonl").read_text().splitlines()]

@@ -11,7 +11,7 @@ from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.inference import CustomKNN
 from sklearn.neighbors import KNeighborsClassifier
 
-from cssoftmax.metrics import approximate_leave_one_out, knn_accuracy, leave_one_out, map_at_r, recall_at_1
+from cssoftmax.metrics import _products, approximate_leave_one_out, knn_accuracy, leave_one_out, map_at_r, recall_at_1
 from cssoftmax.metrics import retrieval as module
 
 seeds = st.integers(0, 2**31)
@@ -37,10 +37,10 @@ def changed(x, seed):
     return scale * x.double() @ turn, torch.randperm(n, generator=g)
 
 
-@pytest.mark.parametrize("block", [1, 350, 2**21])  # rows at a time: 1, 7 of 50, all
+@pytest.mark.parametrize("side", [1, 7, 1024])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_leave_one_out_is_that_of_pytorch_metric_learning(block, seed, monkeypatch):
-    monkeypatch.setattr(module, "BLOCK", block)
+def test_leave_one_out_is_that_of_pytorch_metric_learning(side, seed, monkeypatch):
+    monkeypatch.setattr(_products, "SIDE", side)
     x, y = problem(seed, c=6 + 20 * seed)  # with 26 classes some have a single sample
     assert (y.unique(return_counts=True)[1] == 1).any() == (seed == 1)
     calculator = AccuracyCalculator(
@@ -76,17 +76,51 @@ def test_collapsed_embeddings_come_out_at_chance_even_if_sorted():
         assert knn_accuracy(x, y, x, y) == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize(("columns", "sample"), [(7, 4096), (64, 10), (29, 1)])
-def test_what_is_looked_at_at_a_time_changes_nothing(columns, sample, monkeypatch):
+@pytest.mark.parametrize("few", [0, 1])
+@pytest.mark.parametrize(
+    ("side", "held", "sample"), [(60, 2**22, (4096, 32)), (60, 1, (10, 0)), (29, 60 * 49, (1, 0)), (7, 300, (50, 1))]
+)
+def test_what_is_looked_at_at_a_time_changes_nothing(side, held, sample, few, monkeypatch):
     x, y = problem(3, n=200, c=4)
     x[50:90] = x[0]  # ties; and the sample of 10 takes them for typical
     expected, told = leave_one_out(x, y), []
-    monkeypatch.setattr(module, "COLUMNS", columns)
-    monkeypatch.setattr(module, "SAMPLE", sample)
-    monkeypatch.setattr(module, "BLOCK", 60 * columns)
+    for place, name, value in (
+        (_products, "SIDE", side),
+        (_products, "FEW", few),
+        (module, "HELD", held),
+        (module, "FEW", 9),
+        (module, "SAMPLE", sample),
+    ):
+        monkeypatch.setattr(place, name, value)
     assert leave_one_out(x, y, lambda done, total: told.append((done, total))) == pytest.approx(expected, rel=1e-14)
     assert knn_accuracy(x, y, x, y, 9) == knn_accuracy(x, y, x.flip(0), y.flip(0), 9)
-    assert told == [(60, 200), (120, 200), (180, 200), (200, 200)]
+    assert told[-1] == (200, 200) and len(told) >= 200 / side
+    assert told == sorted(set(told))
+
+
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+@pytest.mark.parametrize("spread", [1e-8, 1e-4, 1.0])  # below what float32 can tell, near it, above
+def test_the_nearest_are_those_of_float64(spread, precision, monkeypatch):
+    g = torch.Generator().manual_seed(0)
+    centres = torch.randn(50, 32, generator=g, dtype=torch.float64)
+    x = centres.repeat(60, 1) + spread * torch.randn(3000, 32, generator=g, dtype=torch.float64)
+    x /= x.norm(dim=1, keepdim=True)
+    rows = torch.arange(0, 3000, 7)
+    cosines = x[rows] @ x.T
+    cosines[torch.arange(len(rows)), rows] = -1
+    monkeypatch.setattr(module, "SAMPLE", (1000, 0))
+    monkeypatch.setattr(_products, "SIDE", 100)
+    exact, computed = module._above, []
+    monkeypatch.setattr(module, "_above", lambda *a: computed.append(a[-1]) or exact(*a))
+    torch.set_float32_matmul_precision(precision)
+    try:
+        found = module._nearest(x[rows], x, 9, rows)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert any(computed)
+    # By cosine, in steps of 2^-40: what differs by less may change places.
+    torch.testing.assert_close(cosines.gather(1, found), cosines.topk(9).values, rtol=0, atol=2.0**-39)
+    assert all(len(set(line)) == 9 for line in found.tolist())
 
 
 def test_approximate_search_says_how_much_it_found():
@@ -117,10 +151,10 @@ def test_turning_scaling_and_reordering_change_nothing(seed):
     )
 
 
-@pytest.mark.parametrize("block", [1, 400, 2**21])
+@pytest.mark.parametrize("side", [1, 16, 1024])
 @pytest.mark.parametrize(("k", "classes"), [(1, 6), (3, 2), (5, 2)])  # where votes cannot be even
-def test_knn_is_that_of_scikit_learn(k, classes, block, monkeypatch):
-    monkeypatch.setattr(module, "BLOCK", block)
+def test_knn_is_that_of_scikit_learn(k, classes, side, monkeypatch):
+    monkeypatch.setattr(_products, "SIDE", side)
     train, labels = problem(0, c=classes)
     x, y = problem(1, n=33, c=classes)
     expected = KNeighborsClassifier(k, metric="cosine").fit(train, labels).score(x, y)

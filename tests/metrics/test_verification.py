@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cssoftmax.metrics import equal_error_rate, pair_scores, roc, true_accept_rate, verify_all_pairs
+from cssoftmax.metrics import _products, equal_error_rate, pair_scores, roc, true_accept_rate, verify_all_pairs
 from cssoftmax.metrics import verification as module
 
 seeds = st.integers(0, 2**31)
@@ -183,16 +183,24 @@ def test_what_does_not_fit_is_refused_in_one_line():
         assert "\n" not in str(caught.value)
 
 
-@settings(max_examples=12)
-@given(seed=seeds, side=st.sampled_from([5, 64, 1024]), classes=st.sampled_from([1, 2, 7, 120]))
-def test_all_pairs_at_once_or_in_blocks_are_the_same_trials(seed, side, classes):
+@settings(max_examples=30)
+@given(
+    seed=seeds,
+    side=st.sampled_from([5, 64, 1024]),
+    few=st.sampled_from([0, 1]),
+    classes=st.sampled_from([1, 2, 7, 120]),
+    size=st.sampled_from([4, 2000]),
+    spread=st.sampled_from([1.0, 1e-2, 1e-5, 1e-9]),  # down to what float32 cannot tell
+)
+def test_all_pairs_at_once_or_in_blocks_are_the_same_trials(seed, side, few, classes, size, spread):
     g = torch.Generator().manual_seed(seed)
     y = torch.randint(classes, (120,), generator=g)
-    x = torch.randn(classes, 4, generator=g)[y] + torch.randn(120, 4, generator=g)
+    x = torch.randn(classes, size, generator=g).double()[y]
+    x += spread * torch.randn(120, size, generator=g, dtype=torch.float64)
     x[:30] = x[0]  # pairs with equal scores, same and different
     scores, same = pair_scores(x, y)
     fars, told = (0, 1e-3, 0.1, 1), []
-    with mock.patch.object(module, "SIDE", side):
+    with mock.patch.object(_products, "SIDE", side), mock.patch.object(_products, "FEW", few):
         found = verify_all_pairs(x, y, fars, lambda done, total: told.append((done, total)))
     scores = (scores * module.STEPS).round()  # as the blocks have them: rounding neither parts nor joins equal ones
     assert found.equal_error_rate == pytest.approx(equal_error_rate(scores, same), abs=1e-12, nan_ok=True)

@@ -61,8 +61,8 @@ def compare(
 
     With ``tune``, each loss first gets so many trials over :data:`cssoftmax.comparison.tuning.SPACE`, each trained on
     one part of the training part and scored on the other in the way of the protocol: another fold or speaker, a fifth
-    of the samples, a fifth of the remaining classes. The best trial's settings serve all seeds. Rotations are tuned
-    each by itself.
+    of the samples, a fifth of the remaining classes. The best trial's settings serve all seeds; of trials of the same
+    accuracy the one with the lower equal error rate is better. Rotations are tuned each by itself.
 
     Args:
         source: without test_group, validation and held_out_classes, which the protocol decides.
@@ -166,7 +166,7 @@ def _train(
         if len(tried) < tune:
             earlier = [(line["values"], line["score"]) for line in tried]
             return [Task("trial", loss, group, len(tried), tuning.suggest(loss, earlier, setup.seed))]
-        best = max(tried, key=lambda line: float(line["score"]))["values"] if tried else {}
+        best = tuning.best(tried)["values"] if tried else {}
         done = {line["seed"] for line in runs.of(loss, group)}
         return [
             Task("run", loss, group, number, best)

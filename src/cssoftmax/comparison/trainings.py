@@ -1,6 +1,7 @@
 """One training of a comparison: a trial, scored on validation data, or a run, which is tested."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -100,17 +101,23 @@ def _try(setup: Setup, task: Task, on_step: Callable[[Progress], None]) -> Line:
         )
     except training.Diverged as error:
         return line | {"score": 0.0, "failed": str(error)}
-    return line | {"score": _score(setup.protocol, model, part, partial(training.embed, accelerator=accelerator))}
+    return line | _scores(setup.protocol, model, part, partial(training.embed, accelerator=accelerator))
 
 
-def _score(protocol: Protocol, model: Classifier, part: Part, embed: Callable[..., tuple[Tensor, Tensor]]) -> float:
-    """How good a trial is, higher is better."""
+def _scores(
+    protocol: Protocol, model: Classifier, part: Part, embed: Callable[..., tuple[Tensor, Tensor]]
+) -> dict[str, float]:
+    """How good a trial is, higher is better; and where scores are often equal, what decides between these."""
     if protocol == "closed":
-        return metrics.top_k_accuracy(embed(model, part.known.test)[1], part.known.test.target, 1)
+        test = part.known.test
+        embeddings, logits = embed(model, test)
+        scores = {"score": metrics.top_k_accuracy(logits, test.target, 1)}
+        eer = metrics.equal_error_rate(*metrics.pair_scores(embeddings, test.target)) if len(embeddings) > 1 else 1.0
+        return scores if math.isnan(eer) else scores | {"tie_break": 1 - eer}
     if protocol == "open":
-        return max(_rejection(model, part, embed).values())
+        return {"score": max(_rejection(model, part, embed).values())}
     split = part.unknown or part.known.test
-    return 1 - metrics.equal_error_rate(*metrics.pair_scores(embed(model, split)[0], split.target))
+    return {"score": 1 - metrics.equal_error_rate(*metrics.pair_scores(embed(model, split)[0], split.target))}
 
 
 def _run(setup: Setup, task: Task, on_step: Callable[[Progress], None]) -> Line:

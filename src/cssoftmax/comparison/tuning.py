@@ -104,6 +104,15 @@ def suggest(loss: str, earlier: Sequence[tuple[Values, float]], seed: int) -> Va
     return dict(study.ask(distributions).params)
 
 
+def best(trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The trial with the highest score; of equal ones that with the higher tie-break, and of these the first.
+
+    >>> best([{"score": 0.9}, {"score": 1.0, "tie_break": 0.8}, {"score": 1.0, "tie_break": 0.9}])
+    {'score': 1.0, 'tie_break': 0.9}
+    """
+    return max(trials, key=lambda trial: (trial["score"], trial.get("tie_break", 0.0)))
+
+
 def check() -> None:
     """TuningError if optuna is missing."""
     _optuna()

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cssoftmax.metrics import _products
 from cssoftmax.metrics._checks import directions, labels, positive
 
-# Cosines held at a time, 16 MiB of float64, and of how many samples with a few.
-BLOCK = 2**21
-COLUMNS = 2**14
-# Samples that tell how near the k nearest will be.
-SAMPLE = 4096
+# Numbers held of what is found; and how many are so few that none is let go of.
+HELD, FEW = 2**22, 2**19
+# Samples that tell how near the k nearest will be: at least so many, and so many times the root of all.
+SAMPLE = 4096, 32
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -86,8 +86,11 @@ def leave_one_out(embeddings: Tensor, target: Tensor, watch: Watch | None = None
     if len(queries) == 0:
         return math.nan, math.nan
     first, average, done = 0.0, 0.0, 0
-    for rows, r in zip(torch.split(queries, _rows()), torch.split(others, _rows()), strict=True):
-        recall, precision = _hits(y[_nearest(x[rows], x, int(r.max()), rows)] == y[rows][:, None], r)
+    while done < len(queries):
+        most = int(others[min(done + _products.SIDE, len(others)) - 1])
+        part = slice(done, done + _rows(most))
+        rows, r = queries[part], others[part]
+        recall, precision = _hits(y[_nearest(x[rows], x, int(r[-1]), rows)] == y[rows][:, None], r)
         first, average, done = first + recall, average + precision, done + len(rows)
         if watch is not None:
             watch(done, len(queries))
@@ -203,7 +206,7 @@ def knn_accuracy(
         )
     k = min(positive(k, "k"), len(gallery))
     right = 0
-    for rows in torch.split(torch.arange(len(x)), max(1, min(_rows(), BLOCK // k**2))):
+    for rows in torch.split(torch.arange(len(x)), _rows(k**2)):
         near = gallery_labels[_nearest(x[rows], gallery, k)]
         votes = (near[:, :, None] == near[:, None, :]).sum(2)
         elected = (votes * k - torch.arange(k)).argmax(1, keepdim=True)  # most votes, then nearest
@@ -231,9 +234,9 @@ def _hits(same: Tensor, others: Tensor) -> tuple[float, float]:
     return float(hit[:, 0].sum()), float(((hit.cumsum(1) / rank * hit).sum(1) / others).sum())
 
 
-def _rows() -> int:
-    """How many samples to search neighbours for at a time."""
-    return max(1, BLOCK // COLUMNS)
+def _rows(held: int) -> int:
+    """How many samples to search neighbours for at a time, where each holds so many numbers."""
+    return max(1, min(_products.SIDE, HELD // held))
 
 
 def _nearest(queries: Tensor, gallery: Tensor, k: int, itself: Tensor | None = None) -> Tensor:
@@ -243,45 +246,76 @@ def _nearest(queries: Tensor, gallery: Tensor, k: int, itself: Tensor | None = N
     # nor on how equal ones are sorted.
     width = 2 ** len(gallery).bit_length()
     queries = queries * (2**52 // width)
-    rows, bars = torch.arange(len(queries)), _bars(queries, gallery, k)
-    best = np.empty((len(queries), k))
+    fractions = torch.arange(len(gallery), dtype=torch.float64) / width
+    bars, share = _bars(queries, gallery, k)
+    rows, best = torch.arange(len(queries)), torch.empty(len(queries), k, dtype=torch.float64)
     while len(rows):
-        some = None if itself is None else itself[rows]
-        keys = _keys_above(bars[rows], queries[rows], gallery, width, some)
-        enough = torch.tensor([len(line) >= k for line in keys])
-        for row, line in zip(rows[enough].tolist(), (line for line in keys if len(line) >= k), strict=True):
-            line.sort()
-            best[row] = line[: -k - 1 : -1]
-        rows = rows[~enough]
-        bars[rows] = -math.inf
-    return torch.from_numpy(((np.ceil(best) - best) * width).astype(np.int64))
+        left, bar = queries[rows], bars[rows]
+        held: list[tuple[Tensor, Tensor]] = []
+        for first in range(0, len(gallery), _products.SIDE):
+            part = slice(first, first + _products.SIDE)
+            places = None if itself is None else itself[rows] - first
+            held.append(_above(bar, left, gallery[part], fractions[part], places, share < _products.FEW))
+            if sum(len(row) for row, _ in held) > 2 * max(len(rows) * k, FEW):
+                row, keys, full = _largest(held, len(rows), k)
+                bar[full] = keys[full[row]].view(-1, k)[:, -1]
+                held = [(row, keys)]
+        row, keys, full = _largest(held, len(rows), k)
+        best[rows[full]] = keys[full[row]].view(-1, k)
+        rows, bars, share = rows[~full], torch.full_like(bars, -math.inf), 1.0
+    near: Tensor = ((best.ceil() - best) * width).long()
+    return near
 
 
-def _bars(queries: Tensor, gallery: Tensor, k: int) -> Tensor:
-    """For each query a key that hardly ever more than a few over k of the gallery's pass, and hardly ever fewer: (B,).
+def _bars(queries: Tensor, gallery: Tensor, k: int) -> tuple[Tensor, float]:
+    """For each query a key that hardly ever more than a few over k of the gallery pass, and hardly ever fewer: (B,).
 
-    Judged by a sample of the gallery. It spares sorting the rest.
+    And about which share of the gallery passes it. Judged by a sample; it spares sorting the rest.
     """
-    sample = gallery[:: -(-len(gallery) // SAMPLE)]
+    least, roots = SAMPLE
+    sample = gallery[:: max(1, len(gallery) // max(least, roots * math.isqrt(len(gallery))))]
     expected = k * len(sample) / len(gallery)
     rank = int(expected + 4 * math.sqrt(expected) + 8)
     if rank >= len(sample):
-        return queries.new_full((len(queries),), -math.inf)
-    return (queries @ sample.T).topk(rank, sorted=False).values.amin(1)
+        return queries.new_full((len(queries),), -math.inf), 1.0
+    keys = queries.float() @ sample.float().T
+    return keys.topk(rank, sorted=False).values.amin(1).double(), rank / len(sample)
 
 
-def _keys_above(bars: Tensor, queries: Tensor, gallery: Tensor, width: int, itself: Tensor | None) -> list[Array]:
-    """Each query's keys above its bar, in any order."""
-    found: list[list[Array]] = [[] for _ in queries]
-    memory = queries.new_empty(len(queries) * min(COLUMNS, len(gallery)))
-    for first in range(0, len(gallery), COLUMNS):
-        block = gallery[first : first + COLUMNS]
-        keys = memory[: len(queries) * len(block)].view(len(queries), len(block))
-        torch.mm(queries, block.T, out=keys).round_()
-        keys -= torch.arange(first, first + len(block), dtype=keys.dtype) / width
+def _above(
+    bars: Tensor, queries: Tensor, gallery: Tensor, fractions: Tensor, itself: Tensor | None, screened: bool
+) -> tuple[Tensor, Tensor]:
+    """The keys that pass their query's bar, and perhaps some more, row by row: rows and keys.
+
+    Where products are ``screened`` in float32, only those are computed exactly that could pass; where many could, all.
+    """
+
+    def passing(products: Tensor, bars: Tensor) -> tuple[Tensor, Tensor]:
+        above = products > bars.to(products.dtype)[:, None]
         if itself is not None:
-            here = ((itself >= first) & (itself < first + len(block))).nonzero().squeeze(1)
-            keys[here, itself[here] - first] = -math.inf
-        for line, bar, above in zip(keys.numpy(), bars.tolist(), found, strict=True):
-            above.append(line[line > bar])
-    return [np.concatenate(parts) for parts in found]
+            here = ((itself >= 0) & (itself < len(gallery))).nonzero().squeeze(1)
+            above[here, itself[here]] = False
+        place = _products.places(above)
+        ends = torch.searchsorted(place, torch.arange(len(above) + 1) * len(gallery))
+        return torch.arange(len(above)).repeat_interleave(ends.diff()), place
+
+    dtype = _products.screening_dtype() if screened else torch.float64
+    if dtype == torch.float32:
+        slack = _products.screening_error(queries.shape[1]) * queries.norm(dim=1)
+        row, place = passing(queries.to(dtype) @ gallery.to(dtype).T, bars - slack - 1)
+        if len(place) < _products.FEW * len(queries) * len(gallery):
+            keys = _products.exact(queries, gallery, place).round_()
+            return row, keys.sub_(fractions[place - row * len(gallery)])
+    keys = (queries @ gallery.T).round_().sub_(fractions)
+    row, place = passing(keys, bars)
+    return row, keys.flatten()[place]
+
+
+def _largest(held: list[tuple[Tensor, Tensor]], number: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of ``number`` rows' keys each row's k largest, row by row and falling: rows, keys, and which rows have k."""
+    row, keys = map(torch.cat, zip(*held, strict=True))
+    counts = torch.bincount(row, minlength=number)
+    lines = keys.numpy()[np.argsort(row.numpy().astype(np.int16), kind="stable")]
+    kept = [np.sort(line)[: -k - 1 : -1] for line in np.split(lines, counts.cumsum(0)[:-1].numpy())]
+    counts.clamp_(max=k)
+    return torch.arange(number).repeat_interleave(counts), torch.from_numpy(np.concatenate(kept)), counts == k

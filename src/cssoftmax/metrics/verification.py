@@ -14,13 +14,17 @@ import torch
 from sklearn.exceptions import UndefinedMetricWarning
 from torch import Tensor
 
+from cssoftmax.metrics import _products
 from cssoftmax.metrics._checks import directions, labels, positive
 
 ROWS = 16, 512
 
-# verify_all_pairs: cosines count in steps of 2^-36, as a digit of 2^16 and one of 2^21; samples compared at a time.
-STEPS, FINE = 2**36, 2**21
-SIDE = 1024
+# verify_all_pairs: exact cosines count in steps of 2^-32, screened ones in digits of 2^-14, or wider where long
+# embeddings make their error larger than that.
+STEPS, DIGITS = 2**32, 2**14
+# Digits beside that of a threshold in which a screened cosine may lie while the exact one decides: one for the error,
+# one for the next point of the ROC.
+BESIDE = 2
 
 
 def pair_scores(
@@ -209,8 +213,9 @@ def verify_all_pairs(
 ) -> Verification:
     """``equal_error_rate`` and ``true_accept_rate`` over all N (N - 1) / 2 pairs, exactly, with none of them kept.
 
-    The cosines are computed twice, some at a time: first to count them by their leading digit, which tells where the
-    thresholds lie, then to count the single values there. Cosines that differ by less than 2^-36 may count as equal.
+    The cosines are computed twice, some at a time, in float32: first to count them, which tells about where the
+    thresholds lie; then again, and those near a threshold in float64, too, to count their single values. Cosines that
+    differ by less than 2^-32 may count as equal.
 
     Args:
         embeddings: (N, D), finite, N at least 2.
@@ -220,7 +225,7 @@ def verify_all_pairs(
 
     Returns:
         The rates, nan without same or without different pairs, and the numbers of pairs. Memory: N directions in
-        float64 and about 200 MB.
+        float64 and about 40 MB for each rate.
 
     Raises:
         ValueError: shapes that do not fit, fewer than two samples, embeddings that are not finite, a rate out of range.
@@ -239,75 +244,98 @@ def verify_all_pairs(
             raise ValueError(f"fars: expected rates from 0 to 1, got {far}")
     order = y.argsort()  # so that few blocks have pairs of both kinds
     x, y = x[order], y[order]
-    done, total = 0, (-(-len(x) // SIDE)) * (-(-len(x) // SIDE) + 1)
+    side = _products.SIDE
+    done, total = 0, (-(-len(x) // side)) * (-(-len(x) // side) + 1)
 
-    def watched() -> Iterator[tuple[Tensor, Tensor | None]]:
+    def watched() -> Iterator[_Block]:
         nonlocal done
-        for block in _pairs(x, y):
+        for block in _blocks(x, y, side):
             yield block
             done += 1
             if watch is not None:
                 watch(done, total)
 
-    number = 2 * STEPS // FINE + 1
-    coarse = torch.zeros(2 * number, dtype=torch.int64)
-    for cosines, same in watched():
-        coarse += torch.bincount(_both(cosines // FINE, same, number), minlength=2 * number)
-    accepted = coarse.view(2, number).flip(1).cumsum(1)  # different and same pairs, from the highest digit down
+    digits = DIGITS
+    while digits * _products.screening_error(x.shape[1]) > 0.99:  # the rest is for rounding to digits
+        digits //= 2
+    number = 2 * digits + 5
+    counts = torch.zeros(2 * number, dtype=torch.int64)
+    for block in watched():
+        found = block.digits(digits).int()
+        if block.same is not None:
+            found += number * block.same
+        counts += torch.bincount(found.flatten() if block.above is None else found[block.above], minlength=2 * number)
+    accepted = counts.view(2, number).flip(1).cumsum(1)  # different and same pairs, from the highest digit down
     pairs = accepted[:, -1]
     if (pairs == 0).any():
         return Verification(math.nan, (math.nan,) * len(fars), int(pairs[1]), int(pairs[0]))
     far, tar = accepted.double() / pairs[:, None]
     # For each rate the digit in which its threshold lies: the first, from above, in which what is sought is passed.
     passed = [far + tar - 1 >= 0, *(far > limit for limit in fars)]
-    places = [int(mask.int().argmax()) if mask.any() else number - 1 for mask in passed]
-    digits = sorted({number - 1 - place for place in places})
-    fine = {digit: torch.zeros(2 * FINE, dtype=torch.int64) for digit in digits}
-    for cosines, same in watched():
-        leading = cosines // FINE
-        for digit in digits:
-            at = leading == digit
-            values = _both(cosines[at] - digit * FINE, None if same is None else same[at], FINE)
-            fine[digit].scatter_add_(0, values, torch.ones_like(values))
+    digit = [number - 1 - (int(mask.int().argmax()) if mask.any() else number - 1) for mask in passed]
+    windows = {(max(at - BESIDE, 0), min(at + BESIDE, number - 1)) for at in digit}
+    wanted = np.zeros(number, dtype=bool)
+    for low, high in windows:
+        wanted[low : high + 1] = True
+    # One bin a step; what lies outside the window's digits only by rounding counts at its ends.
+    fine = STEPS // digits
+    bins = {window: torch.zeros(2, (2 * BESIDE + 1) * fine, dtype=torch.int64) for window in windows}
+    for block in watched():
+        found = block.digits(digits).long()
+        inside = torch.from_numpy(np.take(wanted, found.numpy()))
+        place = _products.places(inside if block.above is None else inside & block.above)
+        if len(place) == 0:
+            continue
+        found, same = found.flatten()[place], None if block.same is None else block.same.flatten()[place]
+        steps = (_products.exact(block.left, block.right, place) * STEPS).round_().long()
+        for (low, high), kinds in bins.items():
+            here = (found >= low) & (found <= high)
+            at = (steps[here] - (low - digits - 2) * fine).clamp_(0, kinds.shape[1] - 1)
+            if same is not None:
+                at += kinds.shape[1] * same[here]
+            kinds.view(-1).scatter_add_(0, at, torch.ones_like(at))
 
-    def points(place: int) -> tuple[Tensor, Tensor]:
-        """Of the ROC, the point before a digit and those in it."""
-        counts = fine[number - 1 - place].view(2, FINE).flip(1)
-        inside = counts[:, counts.any(0)].cumsum(1)
-        before = accepted[:, place - 1 : place] if place else accepted.new_zeros(2, 1)
+    def points(at: int) -> tuple[Tensor, Tensor]:
+        """Of the ROC, the point before a digit's window and those in it."""
+        low, high = max(at - BESIDE, 0), min(at + BESIDE, number - 1)
+        kinds = bins[low, high].flip(1)
+        inside = kinds[:, kinds.any(0)].cumsum(1)
+        before = accepted[:, number - 2 - high].unsqueeze(1) if high < number - 1 else accepted.new_zeros(2, 1)
         far, tar = torch.cat([before, before + inside], 1).double() / pairs[:, None]
         return far, tar
 
     return Verification(
-        crossing(*points(places[0])),
-        tuple(highest_within(*points(place), limit) for place, limit in zip(places[1:], fars, strict=True)),
+        crossing(*points(digit[0])),
+        tuple(highest_within(*points(at), limit) for at, limit in zip(digit[1:], fars, strict=True)),
         int(pairs[1]),
         int(pairs[0]),
     )
 
 
-def _pairs(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """All pairs of the samples, sorted by class: cosines in steps, from 0 up, and which are of the same class, if any.
+class _Block(NamedTuple):
+    """Pairs of a sample of ``left`` and one of ``right``, or those of them that are ``above`` the diagonal."""
 
-    In blocks, in the same order and of the same shapes each time: so each cosine is rounded alike.
-    """
-    for first in range(0, len(x), SIDE):
-        left = x[first : first + SIDE] * STEPS
-        for second in range(first, len(x), SIDE):
-            right = x[second : second + SIDE]
-            cosines = (left @ right.T).round_().clamp_(-STEPS, STEPS).long().add_(STEPS)
-            same = None
-            if y[min(first + SIDE, len(x)) - 1] >= y[second]:
-                same = y[first : first + SIDE, None] == y[second : second + SIDE]
-            if first == second:
-                above = torch.ones_like(cosines, dtype=torch.bool).triu_(1)
-                cosines, same = cosines[above], None if same is None else same[above]
-            yield cosines, same
+    left: Tensor
+    right: Tensor
+    same: Tensor | None
+    above: Tensor | None
+
+    def digits(self, digits: int) -> Tensor:
+        """The cosines in digits, from 0 up, as screening has them: the same each time, since all else is the same."""
+        dtype = _products.screening_dtype()
+        products: Tensor = (self.left * digits).to(dtype) @ self.right.to(dtype).T
+        return products.add_(digits + 2)
 
 
-def _both(digits: Tensor, same: Tensor | None, number: int) -> Tensor:
-    """Digits below ``number``, plus that for pairs of the same class; one after the other."""
-    return (digits if same is None else digits + number * same).flatten()
+def _blocks(x: Tensor, y: Tensor, side: int) -> Iterator[_Block]:
+    """All pairs of the samples, sorted by class."""
+    for first in range(0, len(x), side):
+        left, classes = x[first : first + side], y[first : first + side]
+        for second in range(first, len(x), side):
+            right, others = x[second : second + side], y[second : second + side]
+            same = classes[:, None] == others if classes[-1] >= others[0] else None
+            above = torch.ones(len(left), len(left), dtype=torch.bool).triu_(1) if first == second else None
+            yield _Block(left, right, same, above)
 
 
 def crossing(far: Tensor, tar: Tensor) -> float:

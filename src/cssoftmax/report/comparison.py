@@ -239,10 +239,16 @@ def _how_to_read(result: Result) -> str:
 def _tuning(result: Result) -> str:
     if not result["tune"]:
         return "Not tuned: every loss with its default settings and the recipe's learning rate."
+    ties = ", of equally accurate ones those with the lower equal error rate" if result["protocol"] == "closed" else ""
     return (
         f"Each loss had {_count(result['tune'], 'trial')}{' a rotation' if len(result['groups']) > 1 else ''} over its "
         "own settings and the learning rate, its defaults first, scored on a part of the training data that the trial "
-        "was not trained on; these are the best."
+        "was not trained on; these are the best"
+        + (
+            ", of equally accurate ones those with the lower equal error rate."
+            if result["protocol"] == "closed"
+            else "."
+        )
     )
 
 
