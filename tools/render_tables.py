@@ -19,33 +19,76 @@ sys.path.insert(0, str(Path(__file__).parent))
 from sweep_defaults import tables as defaults_table
 
 from cssoftmax import bench
-from cssoftmax.metrics import MEASURES
-from cssoftmax.report import summary_table
-from cssoftmax.report.markdown import markdown
+from cssoftmax.report import conclusion, summary_table
+from cssoftmax.report.markdown import escape, markdown
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-HEADLINES = ("accuracy", "intra_class_degrees_mean", "inter_class_degrees_min", "eer", "tar_at_far_1e_3", "map_at_r")
+COMPARISONS = ROOT / "results" / "comparisons"
+# What the short table shows of each protocol, and what the long one shows beside the protocol's headline measures.
+SHORT = {
+    "closed": ("accuracy", "eer", "inter_class_degrees_min"),
+    "verification": ("eer", "recall_at_1"),
+    "open": ("accuracy", "unknown_auroc_cosine", "unknown_auroc_probability"),
+}
+DETAILS = ("nll", "ece", "intra_class_degrees_mean", "tar_at_far_1e_3", "map_at_r")
 MARKER = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
-def comparisons(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*/comparison.json"))]
+def comparisons(folder: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The name and the result of each comparison there."""
+    return [(path.parent.name, json.loads(path.read_text())) for path in sorted(folder.glob("*/comparison.json"))]
 
 
 def results_table() -> str:
-    """Every comparison of results/: what was measured, the headline measures, and the command."""
-    titles = {measure.title for measure in MEASURES if measure.key in HEADLINES}
+    """The headline measures of every comparison, a column a loss."""
+    found = comparisons(COMPARISONS)
+    if not found:
+        return "No comparison has been run yet."
+    losses = list(dict.fromkeys(loss for _, result in found for loss in result["losses"]))
+    table = [["data", "measure", *losses]]
+    for _, result in found:
+        (_, *names), *rows = summary_table(result)
+        what = f"{result['dataset']}, {result['protocol']}"
+        for key, row in zip(result["measures"], rows, strict=True):
+            if key in SHORT[result["protocol"]]:
+                cells = dict(zip(names, row[1:], strict=True))
+                table.append([what, row[0], *(cells.get(loss, "-") for loss in losses)])
+                what = ""
+    return markdown(table)
+
+
+def comparisons_table() -> str:
+    """Every comparison of results/comparisons: what was compared, its command, what is real, measures and picture."""
     parts = []
-    for result in comparisons(ROOT / "results"):
+    for name, result in comparisons(COMPARISONS):
         header, *rows = summary_table(result)
-        seeds = f"{len(result['seeds'])} seeds" if len(result["seeds"]) > 1 else "one seed"
+        measured = zip(result["measures"], rows, strict=True)
+        headlines = [key for key in result["headlines"] if key in result["measures"]]
         parts += [
-            f"**{result['dataset']}**, {result['recipe']['network']}, {result['epochs']} epochs, {seeds}; "
-            f"{', '.join(result['devices'])}. `{result['command']}`",
-            markdown([header, *(row for row in rows if row[0] in titles)]),
+            f"### {result['dataset']}, {result['protocol']}",
+            f"{result['recipe']['network']} of width {result['recipe']['width']}, {result['epochs']} epochs, "
+            f"{len(result['seeds'])} seeds, {result['tune']} trials a loss"
+            + (f", {len(result['groups'])} rotations" if len(result["groups"]) > 1 else "")
+            + f"; {', '.join(result['devices'])}. Everything: `results/comparisons/{name}/comparison.md`.",
+            f"    {result['command']}",
+            "\n".join(f"- {escape(conclusion(result, key))}" for key in headlines),
+            markdown([header, *(row for key, row in measured if key in (*headlines, *DETAILS))]),
+            f"![Seeds of every loss, {result['dataset']}, {result['protocol']}](images/comparison-{name}.png)",
         ]
-    return "\n\n".join(parts)
+    return "\n\n".join(parts) or "No comparison has been run yet."
+
+
+def copied_pictures(check: bool) -> list[Path]:
+    """The comparisons' pictures among those of the pages; which were not there, or others."""
+    stale = []
+    for name, _ in comparisons(COMPARISONS):
+        picture, copy = COMPARISONS / name / "comparison.png", ROOT / "docs" / "images" / f"comparison-{name}.png"
+        if not copy.exists() or copy.read_bytes() != picture.read_bytes():
+            stale.append(copy)
+            if not check:
+                copy.write_bytes(picture.read_bytes())
+    return stale
 
 
 def recipes_table() -> str:
@@ -216,6 +259,7 @@ TABLES = {
     "environments": environments_table,
     "recipes": recipes_table,
     "results": results_table,
+    "comparisons": comparisons_table,
     "defaults": lambda: defaults_table(ROOT / "results" / "defaults"),
 }
 
@@ -228,7 +272,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; tell by the exit code")
     check = parser.parse_args().check
-    stale = []
+    stale = copied_pictures(check)
     for page in PAGES:
         text = page.read_text()
         if (fresh := render(text)) != text:

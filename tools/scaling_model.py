@@ -2,7 +2,7 @@
 
     python tools/scaling_model.py
 
-Nothing here was measured: rates are the vendor's, or assumptions, marked so.
+Nothing here was measured by us: rates are what others measured, the vendor's, or assumptions, marked so.
 """
 
 import math
@@ -10,10 +10,13 @@ from dataclasses import dataclass
 
 MEMORY = 141e9  # bytes of an H200 (vendor)
 HBM = 4.8e12  # bytes a second (vendor)
-NVLINK = 450e9  # bytes a second out of a GPU, 900 GB/s both ways together (vendor); 8 GPUs a node
-NETWORK = 50e9  # bytes a second out of a GPU, 400 Gb/s InfiniBand each (vendor)
-PRODUCTS = 700e12  # bfloat16 operations a second that large products reach (assumption)
-LATENCY = 20e-6  # of a collective, for each doubling of the ranks (assumption)
+# Bytes a second of NCCL's rings among the 8 H200 of a node, and among 256 H100 of 32 nodes with a card for each GPU
+# (measured: ml-engineering, network/benchmarks/results/all-reduce-8xH200.md; github.com/NVIDIA/nccl/issues/1218).
+NVLINK, ACROSS = 368e9, 200e9
+NETWORK = 50e9  # bytes a second out of a GPU's own card, 400 Gb/s InfiniBand (vendor)
+# Bfloat16 operations a second (assumption; an H100 reaches 794e12 at best: ml-engineering, compute/accelerator).
+PRODUCTS = 700e12
+LATENCY = 20e-6  # for each doubling of the ranks (assumption; a small all-reduce among 8 H200 takes 40e-6: as above)
 NODE = 8
 ROOM = 0.8  # the share of the memory that the head may have; the network needs some, too (assumption)
 
@@ -64,13 +67,14 @@ def step(classes: float, gpus: int, ranks: int, rate: float = 1.0) -> Step:
     products = 10 * rows * drawn * SIZE / PRODUCTS
     hbm = (drawn * MOVED + (own - drawn) * MOVED_UNDRAWN) * SIZE / HBM
     # Embeddings are gathered in bfloat16, their gradients scattered in float32; four numbers a row each way.
-    wire = NVLINK if ranks <= NODE else NETWORK
+    wire = NVLINK if ranks <= NODE else ACROSS
     sent = (ranks - 1) / ranks * rows * (SIZE * (2 + 4) + 8 * 4)
     latency = 10 * LATENCY * math.log2(max(ranks, 2)) * (ranks > 1)
     exchange = sent / wire + latency
     copies = gpus // ranks
     gradients = 0.0
     if copies > 1:
+        # Of a node's GPUs each has other classes, so that each group has but one card a node.
         wire = NVLINK if gpus <= NODE else NETWORK
         across = 2 * (copies - 1) / copies * own * SIZE * 4
         gradients = across / wire + LATENCY * math.log2(copies)

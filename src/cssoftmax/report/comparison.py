@@ -243,12 +243,7 @@ def _tuning(result: Result) -> str:
     return (
         f"Each loss had {_count(result['tune'], 'trial')}{' a rotation' if len(result['groups']) > 1 else ''} over its "
         "own settings and the learning rate, its defaults first, scored on a part of the training data that the trial "
-        "was not trained on; these are the best"
-        + (
-            ", of equally accurate ones those with the lower equal error rate."
-            if result["protocol"] == "closed"
-            else "."
-        )
+        f"was not trained on; these are the best{ties}."
     )
 
 
