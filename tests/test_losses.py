@@ -39,7 +39,8 @@ from cssoftmax import (
     reference,
 )
 from cssoftmax.functional import cs_softmax_loss, similarity_loss
-from cssoftmax.losses import LOSSES, PATIENCE, build, settings_of
+from cssoftmax.losses import LOSSES, build, settings_of
+from cssoftmax.losses.base import PATIENCE
 from cssoftmax.similarity import ArcFace, CosFace, CSSoftmax, SOSoftmax
 
 FAMILY = list(LOSSES.values())

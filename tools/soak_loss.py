@@ -45,7 +45,7 @@ UNNORMALIZED = ("softmax", "sphereface", "center")
 def code() -> str:
     """A digest of the code that the steps go through."""
     package = Path(cssoftmax.__file__).parent
-    names = ("losses.py", "similarity.py", "functional.py", "schedule.py", "engine")
+    names = ("losses", "similarity.py", "functional.py", "schedule.py", "engine")
     found = [path for name in names for path in sorted([package / name, *(package / name).rglob("*.[pc]*")])]
     return hashlib.sha256(b"".join(path.read_bytes() for path in found if path.suffix in (".py", ".c"))).hexdigest()[
         :12
