@@ -154,6 +154,7 @@ class SimilarityLoss(nn.Module):
     def from_linear(cls, linear: nn.Linear, **options: Any) -> Self:
         """A loss on the weights of an existing ``nn.Linear``, shared, not copied; its bias plays no part in a cosine.
 
+        >>> from cssoftmax import CSSoftmaxLoss
         >>> linear = nn.Linear(8, 3)
         >>> CSSoftmaxLoss.from_linear(linear, margin=0.1).weight is linear.weight
         True
