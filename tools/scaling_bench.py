@@ -22,7 +22,7 @@ import torch
 from torch import distributed, multiprocessing
 from torch.distributed.device_mesh import init_device_mesh
 
-from cssoftmax import CSSoftmaxLoss, files, processor, sharded
+from cssoftmax import CSSoftmaxLoss, collectives, files, processor
 from cssoftmax.sharded import shard_loss, step_drawn_rows
 
 ROWS, SIZE = 256, 128
@@ -45,12 +45,12 @@ def timed(exchange, spent: list[float]):
 
 def exchanges(world: int, group) -> None:
     """Those of a step: rows and labels, cosines to the own classes and sums; backward, sums and rows."""
-    sharded._all_gathered(torch.zeros(ROWS // world, SIZE), group)
-    sharded._all_gathered(torch.zeros(ROWS // world, dtype=torch.int64), group)
-    sharded._all_gathered(torch.zeros(1, 2, ROWS), group)
+    collectives.all_gathered(torch.zeros(ROWS // world, SIZE), group)
+    collectives.all_gathered(torch.zeros(ROWS // world, dtype=torch.int64), group)
+    collectives.all_gathered(torch.zeros(1, 2, ROWS), group)
     for _ in range(4):
-        sharded._all_reduce(torch.zeros(ROWS), group)
-    sharded._reduce_scattered(torch.zeros(ROWS, SIZE), group)
+        collectives.all_reduce(torch.zeros(ROWS), group)
+    collectives.reduce_scattered(torch.zeros(ROWS, SIZE), group)
 
 
 def rank(number: int, world: int, folder: str, classes: int, sample_rate: float, repeats: int) -> None:
@@ -70,8 +70,8 @@ def rank(number: int, world: int, folder: str, classes: int, sample_rate: float,
     if sample_rate < 1:
         step_drawn_rows(optimizer, loss)
     spent: list[float] = []
-    for exchange in ("_all_reduce", "_all_gathered", "_reduce_scattered"):
-        setattr(sharded, exchange, timed(getattr(sharded, exchange), spent))
+    for exchange in ("all_reduce", "all_gathered", "reduce_scattered"):
+        setattr(collectives, exchange, timed(getattr(collectives, exchange), spent))
     seconds: dict[str, list[float]] = {"head": [], "step": [], "cpu": [], "exchange": []}
     for repeat in range(repeats + 1):
         torch.manual_seed(repeat)

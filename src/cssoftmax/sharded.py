@@ -14,8 +14,8 @@ the average over ranks that DDP and FSDP take of the network's gradients divides
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial, wraps
-from typing import Any, ParamSpec, TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -24,18 +24,14 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distr
 from torch.nn import functional as F
 from torch.optim.optimizer import Optimizer
 
-from cssoftmax import engine, functional
+from cssoftmax import collectives, engine, functional
 from cssoftmax.engine import chunked, eager, rowwise, triton
 from cssoftmax.losses import SimilarityLoss
 from cssoftmax.similarity import CosFace, Similarity
 
 L = TypeVar("L", bound=SimilarityLoss)
-P = ParamSpec("P")
-R = TypeVar("R")
 Group = Any
 
-# Bytes up to which all ranks' maxima and sums are gathered at once; beyond, two reductions move less.
-ONE_EXCHANGE = 2**20
 # Cosines held at a time where a class is looked for: 64 MiB in float32.
 BLOCK = 2**24
 
@@ -236,7 +232,7 @@ class Sharded(SimilarityLoss):
         reduction, self.reduction = self.reduction, "none"
         try:
             values: Tensor = super().forward(
-                self._gathered(embeddings, sizes), _gather(target, sizes, self.ranks.classes)
+                self._gathered(embeddings, sizes), collectives.gather(target, sizes, self.ranks.classes)
             )
         finally:
             self.reduction = reduction
@@ -265,7 +261,7 @@ class Sharded(SimilarityLoss):
         with functional.no_autocast(embeddings.device.type):
             x = self._gathered(embeddings, sizes)
             c, norm = self._cosines(x, *self._whole_classes(x))
-            y = _gather(target, sizes, self.ranks.classes)
+            y = collectives.gather(target, sizes, self.ranks.classes)
             here, column = self._here(y)
             own = self._over_classes(c.new_zeros(len(c)).index_put((here,), c[here, column]))
             similarity = self.similarity
@@ -289,8 +285,8 @@ class Sharded(SimilarityLoss):
                 rows = slice(start, start + height)
                 best[rows], found[rows] = self._cosines(x[rows], w, bias)[0].max(1)
             group = self.ranks.classes
-            bests, founds = (_all_gathered(values, group).view(-1, len(x)) for values in (best, found + first))
-            return self._own(founds.gather(0, bests.argmax(0)[None]).squeeze(0), sizes)
+            best, found = (collectives.all_gathered(values, group).view(-1, len(x)) for values in (best, found + first))
+            return self._own(found.gather(0, best.argmax(0)[None]).squeeze(0), sizes)
 
     def _similarity_loss(
         self, embeddings: Tensor, target: Tensor, similarity: Similarity, scale: float | Tensor
@@ -354,7 +350,7 @@ class Sharded(SimilarityLoss):
                 )
                 others = torch.stack([others[0], more + math.log(count)])
                 total = None if total is None or rest is None else total + count * rest
-        others = _LogSumExp.apply(others, self.ranks.classes)  # type: ignore[no-untyped-call]
+        others = collectives.LogSumExp.apply(others, self.ranks.classes)  # type: ignore[no-untyped-call]
         return positive, others, None if total is None else self._over_classes(total)
 
     def _engine(self, x: Tensor, w: Tensor, similarity: Similarity, scale: float | Tensor) -> Callable[..., Any]:
@@ -380,8 +376,8 @@ class Sharded(SimilarityLoss):
         kept[index[index >= 0]] = 1
         seed = torch.randint(2**62, (1,), device=index.device)
         for group in self.ranks.data:  # that have the same classes, and must draw the same
-            _all_reduce(kept, group, distributed.ReduceOp.MAX)
-            _all_reduce(seed, group, distributed.ReduceOp.MAX)
+            collectives.all_reduce(kept, group, distributed.ReduceOp.MAX)
+            collectives.all_reduce(seed, group, distributed.ReduceOp.MAX)
         if not kept.any():
             kept[0] = 1
         others = (kept == 0).nonzero().squeeze(1)
@@ -416,12 +412,12 @@ class Sharded(SimilarityLoss):
     def _over_processes(self, sums: Tensor) -> Tensor:
         # Those that share out the classes have seen the same rows.
         for group in self.ranks.data:
-            _all_reduce(sums, group)
+            collectives.all_reduce(sums, group)
         return sums
 
     def _same_everywhere(self, random: Tensor) -> Tensor:
         group = self.ranks.classes
-        return _broadcast(random, group)
+        return collectives.broadcast(random, group)
 
     def _sizes(self, embeddings: Tensor, target: Tensor | None = None, ignore_index: int | None = -100) -> list[int]:
         """How many rows each of the ranks that share out the classes has.
@@ -441,13 +437,15 @@ class Sharded(SimilarityLoss):
         # Numbers that the host needs travel from host to host where they can: a GPU need not be waited for.
         backends = distributed.get_backend_config(ranks.classes)
         device = torch.device("cpu" if "cpu:" in backends else self.ranks.mesh.device_type)
-        sizes = _all_gathered(torch.tensor([-1 if refusal else len(embeddings)], device=device), ranks.classes)
+        sizes = collectives.all_gathered(
+            torch.tensor([-1 if refusal else len(embeddings)], device=device), ranks.classes
+        )
         total = torch.stack([sizes.clamp(min=0).sum(), -sizes.amin().clamp(max=0)])
         refused = total[1:].clone()
         rows = total[:1].clone()
         for group in ranks.data:
-            _all_reduce(refused, group, distributed.ReduceOp.MAX)
-            _all_reduce(rows, group)
+            collectives.all_reduce(refused, group, distributed.ReduceOp.MAX)
+            collectives.all_reduce(rows, group)
         if refusal is not None:
             raise refusal
         if int(refused) > 0:
@@ -483,7 +481,7 @@ class Sharded(SimilarityLoss):
             first, last = ranks.bounds(self.num_classes * k)
             begins, ends = (k * number for number in self._classes_of(ranks.rank))
             sizes = [min(k - 1, stop - start) for start, stop in map(self._bounds_of, range(ranks.number))]
-            heads = _Gather.apply(w[: k - 1], sizes, ranks.classes)  # type: ignore[no-untyped-call]
+            heads = collectives.Gather.apply(w[: k - 1], sizes, ranks.classes)  # type: ignore[no-untyped-call]
             after = sum(sizes[: ranks.rank + 1])
             w = torch.cat([w[begins - first :], heads[after : after + ends - last]])
         return w, bias
@@ -499,8 +497,8 @@ class Sharded(SimilarityLoss):
     def _gathered(self, embeddings: Tensor, sizes: Sequence[int]) -> Tensor:
         """The rows of all ranks, (N, D), float32 or float64; they travel in their own type."""
         ranks = self.ranks
-        embeddings = _Scaled.apply(embeddings, ranks.mesh.size())  # type: ignore[no-untyped-call]
-        gathered: Tensor = _Gather.apply(embeddings, sizes, ranks.classes)  # type: ignore[no-untyped-call]
+        embeddings = collectives.Scaled.apply(embeddings, ranks.mesh.size())  # type: ignore[no-untyped-call]
+        gathered: Tensor = collectives.Gather.apply(embeddings, sizes, ranks.classes)  # type: ignore[no-untyped-call]
         return gathered.to(functional.compute_dtype(embeddings, self.weight))
 
     def _own(self, values: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -508,23 +506,23 @@ class Sharded(SimilarityLoss):
         ranks = self.ranks
         start = sum(sizes[: ranks.rank])
         own = values[start : start + sizes[ranks.rank]]
-        scaled: Tensor = _Scaled.apply(own, 1 / ranks.mesh.size()) if own.is_floating_point() else own  # type: ignore[no-untyped-call]
+        scaled: Tensor = collectives.Scaled.apply(own, 1 / ranks.mesh.size()) if own.is_floating_point() else own  # type: ignore[no-untyped-call]
         return scaled
 
     def _own_columns(self, columns: Tensor, sizes: list[int]) -> Tensor:
         """From the columns here of all rows, (N, classes here), to all columns of the rank's own rows, (n, C)."""
         ranks = self.ranks
         widths = [last - first for first, last in map(self._classes_of, range(ranks.number))]
-        own: Tensor = _Transpose.apply(columns, sizes, widths, ranks.rank, ranks.classes)  # type: ignore[no-untyped-call]
-        scaled: Tensor = _Scaled.apply(own, 1 / ranks.mesh.size())  # type: ignore[no-untyped-call]
+        own: Tensor = collectives.Transpose.apply(columns, sizes, widths, ranks.rank, ranks.classes)  # type: ignore[no-untyped-call]
+        scaled: Tensor = collectives.Scaled.apply(own, 1 / ranks.mesh.size())  # type: ignore[no-untyped-call]
         return scaled
 
     def _over_classes(self, local: Tensor) -> Tensor:
-        total: Tensor = _Sum.apply(local, [self.ranks.classes])  # type: ignore[no-untyped-call]
+        total: Tensor = collectives.Sum.apply(local, [self.ranks.classes])  # type: ignore[no-untyped-call]
         return total
 
     def _over_all(self, local: Tensor) -> Tensor:
-        total: Tensor = _Sum.apply(local, [*self.ranks.data, self.ranks.classes])  # type: ignore[no-untyped-call]
+        total: Tensor = collectives.Sum.apply(local, [*self.ranks.data, self.ranks.classes])  # type: ignore[no-untyped-call]
         return total
 
 
@@ -550,7 +548,7 @@ def _local(parameter: Tensor, data: list[Group]) -> Tensor:
     assert isinstance(parameter, DTensor)
     local: Tensor = parameter.to_local(grad_placements=parameter.placements)
     if data:
-        local = _SumBackward.apply(local, data)  # type: ignore[no-untyped-call]
+        local = collectives.SumBackward.apply(local, data)  # type: ignore[no-untyped-call]
     return local
 
 
@@ -560,7 +558,7 @@ def _drawn_anew(loss: SimilarityLoss, ranks: Ranks, device: torch.device) -> dic
     whole = dict(loss.named_parameters())
     seed = torch.randint(2**62, (1,), device=device)
     for group in [*ranks.data, ranks.classes]:
-        _broadcast(seed, group)
+        collectives.broadcast(seed, group)
     for name, parameter in whole.items():
         setattr(loss, name, nn.Parameter(torch.empty_like(parameter[first:last], device=device)))
     devices = [torch.cuda.current_device()] if device.type == "cuda" else []
@@ -568,199 +566,3 @@ def _drawn_anew(loss: SimilarityLoss, ranks: Ranks, device: torch.device) -> dic
         torch.manual_seed(int(seed) + ranks.rank)
         loss.reset_parameters()
     return {name: getattr(loss, name).detach() for name in whole}
-
-
-def _answered(collective: Callable[P, R]) -> Callable[P, R]:
-    """Says what it means when an exchange between ranks fails."""
-
-    @wraps(collective)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return collective(*args, **kwargs)
-        except RuntimeError as error:
-            raise RuntimeError(
-                "a rank of the sharded loss no longer answers; look at what the rank that stopped first has printed "
-                f"({str(error).splitlines()[0]})"
-            ) from error
-
-    return run
-
-
-@_answered
-def _all_reduce(values: Tensor, group: Group, op: Any = distributed.ReduceOp.SUM) -> Tensor:
-    """In place."""
-    distributed.all_reduce(values, op, group=group)
-    return values
-
-
-@_answered
-def _broadcast(values: Tensor, group: Group) -> Tensor:
-    """In place, from the first of the group."""
-    distributed.broadcast(values, group=group, group_src=0)
-    return values
-
-
-@_answered
-def _all_gathered(values: Tensor, group: Group) -> Tensor:
-    """Those of all ranks, as many on each, one after the other."""
-    number = distributed.get_world_size(group)
-    gathered = values.new_empty(number * len(values), *values.shape[1:])
-    run = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor  # before PyTorch 2.13
-    run(gathered, values.contiguous(), group=group)
-    return gathered
-
-
-@_answered
-def _reduce_scattered(values: Tensor, group: Group) -> Tensor:
-    """The sum of all ranks' values, of which each rank has an equal part."""
-    part = values.new_empty(len(values) // distributed.get_world_size(group), *values.shape[1:])
-    run = getattr(distributed, "reduce_scatter_single", None) or distributed.reduce_scatter_tensor  # likewise
-    run(part, values.contiguous(), group=group)
-    return part
-
-
-@_answered
-def _exchanged(values: Tensor, sent: Sequence[int], received: Sequence[int], group: Group) -> Tensor:
-    """To each rank, one after the other, ``sent`` numbers, and from each ``received``."""
-    found = values.new_empty(sum(received))
-    distributed.all_to_all_single(found, values.contiguous(), list(received), list(sent), group=group)
-    return found
-
-
-def _gather(values: Tensor, sizes: Sequence[int], group: Group) -> Tensor:
-    """The rows of all ranks, ``sizes`` of them, one after the other."""
-    most = max(sizes)
-    if min(sizes) == most:
-        return _all_gathered(values, group)
-    padded = values.new_zeros(most, *values.shape[1:])
-    padded[: len(values)] = values
-    return torch.cat(
-        [part[:size] for part, size in zip(torch.split(_all_gathered(padded, group), most), sizes, strict=True)]
-    )
-
-
-class _Gather(torch.autograd.Function):
-    """:func:`_gather`; its gradient, summed over the ranks, returns to the rows."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, sizes: Sequence[int], group: Group) -> Tensor:
-        ctx.sizes, ctx.group = sizes, group
-        return _gather(values, sizes, group)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        found: Tensor = _Scatter.apply(upstream, ctx.sizes, ctx.group)  # type: ignore[no-untyped-call]
-        return found, None, None
-
-
-class _Scatter(torch.autograd.Function):
-    """The sum over ranks, of which each gets its own rows."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, sizes: Sequence[int], group: Group) -> Tensor:
-        ctx.sizes, ctx.group = sizes, group
-        most = max(sizes)
-        if min(sizes) < most:
-            parts = torch.split(values, list(sizes))
-            values = torch.cat([F.pad(part, (0, 0) * (part.ndim - 1) + (0, most - len(part))) for part in parts])
-        return _reduce_scattered(values, group)[: sizes[distributed.get_rank(group)]]
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        found: Tensor = _Gather.apply(upstream, ctx.sizes, ctx.group)  # type: ignore[no-untyped-call]
-        return found, None, None
-
-
-class _Transpose(torch.autograd.Function):
-    """From some columns of all ranks' rows to all columns of some rows; and the gradient back."""
-
-    @staticmethod
-    def forward(ctx: Any, columns: Tensor, sizes: list[int], widths: list[int], rank: int, group: Group) -> Tensor:
-        ctx.sizes, ctx.widths, ctx.rank, ctx.group = sizes, widths, rank, group
-        rows, width = sizes[rank], widths[rank]
-        sent, received = [size * width for size in sizes], [rows * other for other in widths]
-        found = _exchanged(columns.flatten(), sent, received, group)
-        return torch.cat(
-            [part.view(rows, other) for part, other in zip(torch.split(found, received), widths, strict=True)], 1
-        )
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        rows, width = ctx.sizes[ctx.rank], ctx.widths[ctx.rank]
-        sent, received = [rows * other for other in ctx.widths], [size * width for size in ctx.sizes]
-        parts = torch.cat([part.flatten() for part in torch.split(upstream, ctx.widths, 1)])
-        return _exchanged(parts, sent, received, ctx.group).view(sum(ctx.sizes), width), None, None, None, None
-
-
-class _Sum(torch.autograd.Function):
-    """The sum over ranks, on all of them; so are the gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, groups: list[Group]) -> Tensor:
-        ctx.groups = groups
-        values = values.clone()
-        for group in groups:
-            _all_reduce(values, group)
-        return values
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        total: Tensor = _Sum.apply(upstream.contiguous(), ctx.groups)  # type: ignore[no-untyped-call]
-        return total, None
-
-
-class _LogSumExp(torch.autograd.Function):
-    """Logarithms of sums, (k, N), as one over the k and over all ranks, (N,)."""
-
-    @staticmethod
-    def forward(ctx: Any, parts: Tensor, group: Group) -> Tensor:
-        ctx.group = group
-        top = parts.amax(0).clamp_(min=torch.finfo(parts.dtype).min)
-        sums = (parts - top).exp_().sum(0)
-        number = distributed.get_world_size(group)
-        if number * 2 * top.nbytes <= ONE_EXCHANGE:
-            tops, all_sums = _all_gathered(torch.stack([top, sums])[None], group).unbind(1)
-            top = tops.amax(0)
-            sums = (all_sums * (tops - top).exp_()).sum(0)
-        else:
-            local = top.clone()
-            top = _all_reduce(top, group, distributed.ReduceOp.MAX)
-            sums = _all_reduce(sums.mul_((local - top).exp_()), group)
-        total = top + sums.log()
-        ctx.save_for_backward(parts, total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        parts, total = ctx.saved_tensors
-        upstream = _Sum.apply(upstream.contiguous(), [ctx.group])  # type: ignore[no-untyped-call]
-        # Where nothing is summed, nothing is to be shared.
-        share = torch.where(parts.isneginf(), 0, (parts - torch.where(total.isneginf(), 0, total)).exp())
-        return share * upstream, None
-
-
-class _SumBackward(torch.autograd.Function):
-    """Its argument, whose gradient is summed over ranks."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, groups: list[Group]) -> Tensor:
-        ctx.groups = groups
-        return values.view_as(values)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        total: Tensor = _Sum.apply(upstream.contiguous(), ctx.groups)  # type: ignore[no-untyped-call]
-        return total, None
-
-
-class _Scaled(torch.autograd.Function):
-    """Its argument, whose gradient is multiplied by a number."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, factor: float) -> Tensor:
-        ctx.factor = factor
-        return values.view_as(values)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        return upstream * ctx.factor, None
