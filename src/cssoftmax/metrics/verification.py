@@ -19,9 +19,9 @@ from cssoftmax.metrics._checks import directions, labels, positive
 
 ROWS = 16, 512
 
-# verify_all_pairs: exact cosines count in steps of 2^-32, screened ones in digits of 2^-14, or wider where long
-# embeddings make their error larger than that.
-STEPS, DIGITS = 2**32, 2**14
+# verify_all_pairs: exact cosines count in steps of 2^-32, screened ones in digits of 2^-13, which are wider than their
+# error.
+STEPS, DIGITS = 2**32, 2**13
 # Digits beside that of a threshold in which a screened cosine may lie while the exact one decides: one for the error,
 # one for the next point of the ROC.
 BESIDE = 2
@@ -214,8 +214,8 @@ def verify_all_pairs(
     """``equal_error_rate`` and ``true_accept_rate`` over all N (N - 1) / 2 pairs, exactly, with none of them kept.
 
     The cosines are computed twice, some at a time, in float32: first to count them, which tells about where the
-    thresholds lie; then again, and those near a threshold in float64, too, to count their single values. Cosines that
-    differ by less than 2^-32 may count as equal.
+    thresholds lie; then again, and those near a threshold in float64, too, to count their single values. Above 2,000
+    numbers an embedding all is in float64. Cosines that differ by less than 2^-32 may count as equal.
 
     Args:
         embeddings: (N, D), finite, N at least 2.
@@ -225,7 +225,7 @@ def verify_all_pairs(
 
     Returns:
         The rates, nan without same or without different pairs, and the numbers of pairs. Memory: N directions in
-        float64 and about 40 MB for each rate.
+        float64 and about 100 MB for each rate.
 
     Raises:
         ValueError: shapes that do not fit, fewer than two samples, embeddings that are not finite, a rate out of range.
@@ -255,13 +255,10 @@ def verify_all_pairs(
             if watch is not None:
                 watch(done, total)
 
-    digits = DIGITS
-    while digits * _products.screening_error(x.shape[1]) > 0.99:  # the rest is for rounding to digits
-        digits //= 2
-    number = 2 * digits + 5
+    number = 2 * DIGITS + 5
     counts = torch.zeros(2 * number, dtype=torch.int64)
     for block in watched():
-        found = block.digits(digits).int()
+        found = block.digits().int()
         if block.same is not None:
             found += number * block.same
         counts += torch.bincount(found.flatten() if block.above is None else found[block.above], minlength=2 * number)
@@ -278,10 +275,10 @@ def verify_all_pairs(
     for low, high in windows:
         wanted[low : high + 1] = True
     # One bin a step; what lies outside the window's digits only by rounding counts at its ends.
-    fine = STEPS // digits
+    fine = STEPS // DIGITS
     bins = {window: torch.zeros(2, (2 * BESIDE + 1) * fine, dtype=torch.int64) for window in windows}
     for block in watched():
-        found = block.digits(digits).long()
+        found = block.digits().long()
         inside = torch.from_numpy(np.take(wanted, found.numpy()))
         place = _products.places(inside if block.above is None else inside & block.above)
         if len(place) == 0:
@@ -290,7 +287,7 @@ def verify_all_pairs(
         steps = (_products.exact(block.left, block.right, place) * STEPS).round_().long()
         for (low, high), kinds in bins.items():
             here = (found >= low) & (found <= high)
-            at = (steps[here] - (low - digits - 2) * fine).clamp_(0, kinds.shape[1] - 1)
+            at = (steps[here] - (low - DIGITS - 2) * fine).clamp_(0, kinds.shape[1] - 1)
             if same is not None:
                 at += kinds.shape[1] * same[here]
             kinds.view(-1).scatter_add_(0, at, torch.ones_like(at))
@@ -320,11 +317,13 @@ class _Block(NamedTuple):
     same: Tensor | None
     above: Tensor | None
 
-    def digits(self, digits: int) -> Tensor:
+    def digits(self) -> Tensor:
         """The cosines in digits, from 0 up, as screening has them: the same each time, since all else is the same."""
         dtype = _products.screening_dtype()
-        products: Tensor = (self.left * digits).to(dtype) @ self.right.to(dtype).T
-        return products.add_(digits + 2)
+        if _products.screening_error(self.left.shape[1]) > 0.99 / DIGITS:  # the rest is for rounding to digits
+            dtype = torch.float64
+        products: Tensor = (self.left * DIGITS).to(dtype) @ self.right.to(dtype).T
+        return products.add_(DIGITS + 2)
 
 
 def _blocks(x: Tensor, y: Tensor, side: int) -> Iterator[_Block]:
