@@ -58,9 +58,12 @@ def main() -> None:
     options = parser.parse_args()
     shape = (options.samples, options.classes, options.size)
     about = dict(zip(("samples", "classes", "embedding_size"), shape, strict=True))
-    about["command"] = "python tools/scaling_evaluation.py"
-    if shape[:2] != (54_000, 10):
-        about["command"] += f" --samples {options.samples} --classes {options.classes}"
+    words = [
+        f"--{name} {value}"
+        for name, value in vars(options).items()
+        if name in ("samples", "classes", "size") and value != parser.get_default(name)
+    ]
+    about["command"] = " ".join(["python tools/scaling_evaluation.py", *words])
     for name in options.measures:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=context) as process:

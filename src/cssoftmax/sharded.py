@@ -25,12 +25,12 @@ from torch.nn import functional as F
 from torch.optim.optimizer import Optimizer
 
 from cssoftmax import collectives, engine, functional
+from cssoftmax.collectives import Group
 from cssoftmax.engine import chunked, eager, rowwise, triton
 from cssoftmax.losses import SimilarityLoss
 from cssoftmax.similarity import CosFace, Similarity
 
 L = TypeVar("L", bound=SimilarityLoss)
-Group = Any
 
 # Cosines held at a time where a class is looked for: 64 MiB in float32.
 BLOCK = 2**24

@@ -17,10 +17,7 @@ from cssoftmax import functional
 from cssoftmax.engine import IMPLEMENTATIONS
 from cssoftmax.functional import Implementation, Precision, Reduction
 from cssoftmax.schedule import Schedule
-from cssoftmax.similarity import (
-    Similarity,
-    default_scale,
-)
+from cssoftmax.similarity import Similarity, default_scale
 
 Margin = float | Tensor | Schedule
 
@@ -305,8 +302,8 @@ def checked_margin(margin: Margin, num_classes: int, **bounds: Any) -> float | T
 
 def at_end(similarity: Similarity) -> Similarity:
     """The similarity as it is when all its schedules are through."""
-    ends = {name: value.end for name, value in vars(similarity).items() if isinstance(value, Schedule)}
-    return replace(similarity, **ends) if ends else similarity  # type: ignore[type-var]
+    last = {name: value.end for name, value in vars(similarity).items() if isinstance(value, Schedule)}
+    return replace(similarity, **last) if last else similarity  # type: ignore[type-var]
 
 
 def over_processes(sums: Tensor) -> Tensor:

@@ -11,14 +11,7 @@ from cssoftmax import functional
 from cssoftmax.functional import Implementation, Precision, Reduction
 from cssoftmax.losses.base import Margin, Options, SimilarityLoss, checked_margin, ends
 from cssoftmax.schedule import Schedule
-from cssoftmax.similarity import (
-    ArcFace,
-    CosFace,
-    CSSoftmax,
-    PastPi,
-    SOSoftmax,
-    SphereFace,
-)
+from cssoftmax.similarity import ArcFace, CosFace, CSSoftmax, PastPi, SOSoftmax, SphereFace
 
 # SphereFace's, of the authors' code: 1000 / (1 + 0.12 step), not below 5.
 ANNEALING = Schedule(1000.0, 5.0, 1658, "inverse")

@@ -252,14 +252,16 @@ def _nearest(queries: Tensor, gallery: Tensor, k: int, itself: Tensor | None = N
     while len(rows):
         left, bar = queries[rows], bars[rows]
         held: list[tuple[Tensor, Tensor]] = []
+        number = 0
         for first in range(0, len(gallery), _products.SIDE):
             part = slice(first, first + _products.SIDE)
             places = None if itself is None else itself[rows] - first
             held.append(_above(bar, left, gallery[part], fractions[part], places, share < _products.FEW))
-            if sum(len(row) for row, _ in held) > 2 * max(len(rows) * k, FEW):
+            number += len(held[-1][0])
+            if number > 2 * max(len(rows) * k, FEW):
                 row, keys, full = _largest(held, len(rows), k)
                 bar[full] = keys[full[row]].view(-1, k)[:, -1]
-                held = [(row, keys)]
+                held, number = [(row, keys)], len(row)
         row, keys, full = _largest(held, len(rows), k)
         best[rows[full]] = keys[full[row]].view(-1, k)
         rows, bars, share = rows[~full], torch.full_like(bars, -math.inf), 1.0
