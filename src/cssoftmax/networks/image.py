@@ -15,12 +15,9 @@ def lenet(channels: int, embedding_size: int, width: int = 32) -> nn.Sequential:
     torch.Size([2, 64])
     """
     return nn.Sequential(
-        conv(channels, width),
-        nn.MaxPool2d(2),
-        conv(width, 2 * width),
-        nn.MaxPool2d(2),
-        conv(2 * width, 4 * width),
-        nn.AdaptiveMaxPool2d(2),
+        conv(channels, width, pool=nn.MaxPool2d(2)),
+        conv(width, 2 * width, pool=nn.MaxPool2d(2)),
+        conv(2 * width, 4 * width, pool=nn.AdaptiveMaxPool2d(2)),
         nn.Flatten(),
         embedding(16 * width, embedding_size),
     )
@@ -52,7 +49,7 @@ def plain7(channels: int, embedding_size: int, width: int = 48) -> nn.Sequential
 def _plain(channels: int, embedding_size: int, kernel: int, widths: list[int], side: int = 28) -> nn.Sequential:
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise([channels, *widths]):
-        layers += [nn.Conv2d(inputs, outputs, kernel, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+        layers += [nn.Conv2d(inputs, outputs, kernel, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
     side -= (kernel - 1) * len(widths)
     return nn.Sequential(*layers, nn.Flatten(), embedding(widths[-1] * side**2, embedding_size))
 
@@ -72,7 +69,7 @@ def whitenet(channels: int, embedding_size: int, width: int = 128) -> nn.Sequent
     layers: list[nn.Module] = [Whitening(channels), nn.GELU()]
     for inputs, outputs in pairwise([8 * channels, width, 3 * width, 4 * width]):
         layers += [_conv3(inputs, outputs), nn.MaxPool2d(2), nn.BatchNorm2d(outputs), nn.GELU()]
-        branch = [conv(outputs, outputs, activation=nn.GELU), _conv3(outputs, outputs), nn.BatchNorm2d(outputs)]
+        branch = [conv(outputs, outputs, activation=nn.GELU()), _conv3(outputs, outputs), nn.BatchNorm2d(outputs)]
         layers += [Residual(nn.Sequential(*branch)), nn.GELU()]
     network = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), embedding(4 * width, embedding_size))
     for layer in network.modules():
@@ -98,13 +95,10 @@ def resnet9(channels: int, embedding_size: int, width: int = 64) -> nn.Sequentia
     """
     return nn.Sequential(
         conv(channels, width),
-        conv(width, 2 * width),
-        nn.MaxPool2d(2),
+        conv(width, 2 * width, pool=nn.MaxPool2d(2)),
         Residual(nn.Sequential(conv(2 * width, 2 * width), conv(2 * width, 2 * width))),
-        conv(2 * width, 4 * width),
-        nn.MaxPool2d(2),
-        conv(4 * width, 8 * width),
-        nn.MaxPool2d(2),
+        conv(2 * width, 4 * width, pool=nn.MaxPool2d(2)),
+        conv(4 * width, 8 * width, pool=nn.MaxPool2d(2)),
         Residual(nn.Sequential(conv(8 * width, 8 * width), conv(8 * width, 8 * width))),
         nn.AdaptiveMaxPool2d(1),
         nn.Flatten(),
@@ -150,7 +144,7 @@ def wideresnet(channels: int, embedding_size: int, width: int = 160) -> nn.Seque
     return nn.Sequential(
         *layers,
         nn.BatchNorm2d(inputs),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         embedding(inputs, embedding_size),
@@ -160,7 +154,7 @@ def wideresnet(channels: int, embedding_size: int, width: int = 160) -> nn.Seque
 def _pre_activated_block(inputs: int, outputs: int, stride: int) -> Residual:
     branch = nn.Sequential(
         nn.BatchNorm2d(inputs),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         conv(inputs, outputs, stride),
         nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
     )

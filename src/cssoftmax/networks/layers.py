@@ -6,12 +6,25 @@ from torch import Tensor, nn
 
 
 def conv(
-    inputs: int, outputs: int, stride: int = 1, kernel: int = 3, activation: type[nn.Module] = nn.ReLU
+    inputs: int,
+    outputs: int,
+    stride: int = 1,
+    *,
+    kernel: int = 3,
+    pool: nn.Module | None = None,
+    activation: nn.Module | None = None,
 ) -> nn.Sequential:
-    """Convolution, batch normalisation, activation; same height and width at stride 1."""
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outputs), activation()
-    )
+    """Convolution, batch normalisation, pooling, activation (ReLU); same height and width at stride 1, without pooling.
+
+    Max pooling before a ReLU gives the numbers of max pooling after it, and leaves it a quarter of the work.
+    """
+    layers: list[nn.Module] = [
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+    ]
+    if pool is not None:
+        layers.append(pool)
+    return nn.Sequential(*layers, nn.ReLU(inplace=True) if activation is None else activation)
 
 
 class Whitening(nn.Module):

@@ -16,6 +16,6 @@ def melnet(channels: int, embedding_size: int, width: int = 32) -> nn.Sequential
     inputs = channels
     for stage in range(4):
         outputs = width * 2 ** min(stage, 3)
-        layers += [conv(inputs, outputs), conv(outputs, outputs), nn.MaxPool2d(2, ceil_mode=True)]
+        layers += [conv(inputs, outputs), conv(outputs, outputs, pool=nn.MaxPool2d(2, ceil_mode=True))]
         inputs = outputs
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), embedding(inputs, embedding_size))
