@@ -19,10 +19,12 @@ from torch.distributed.tensor import DTensor
 
 from cssoftmax import files, jobs, losses, processes, runs, training
 from cssoftmax.checkpoint import Progress, load_checkpoint, save_checkpoint
+from cssoftmax.classifier import Classifier, embed
 from cssoftmax.data import Split
 from cssoftmax.engine import chunked
 from cssoftmax.recipes import Recipe
 from cssoftmax.sharded import Sharded, shard_loss, step_drawn_rows
+from cssoftmax.watcher import Watcher
 
 C, D = 13, 6
 ROWS = (12, 13, 5, 4)  # of all ranks together, in the batches of four steps
@@ -361,7 +363,7 @@ def with_network(fully_shard):
 
 def written_again(before, after):
     """Reads the checkpoint of a training on other ranks, if there is one, and writes what it has then."""
-    model = training.Classifier(nn.Linear(D, D), shard_loss(build("subcenter-arcface"), line()))
+    model = Classifier(nn.Linear(D, D), shard_loss(build("subcenter-arcface"), line()))
     optimizer = torch.optim.SGD([{"params": part.parameters()} for part in (model.network, model.loss)], 0.1, 0.9)
     average = training._moving_average(model, 0.9)
     kept = {"model": model, "average": average}, {"optimizer": optimizer}
@@ -394,7 +396,7 @@ def smooth(classes):
     """A network without a kink, across which rounding would change what is learned."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(16, 24), nn.Tanh(), nn.Linear(24, D))
-    return training.Classifier(network, losses.CSSoftmaxLoss(D, classes))
+    return Classifier(network, losses.CSSoftmaxLoss(D, classes))
 
 
 def fitted(folder, name, shape=None, resume=False, sample_rate=1.0, classes=5, keeps="ema"):
@@ -416,7 +418,7 @@ def fitted(folder, name, shape=None, resume=False, sample_rate=1.0, classes=5, k
             signal.raise_signal(signal.SIGTERM)
 
     def on_epoch(evaluated, metrics):
-        logits = training.embed(evaluated, split, accelerator=accelerator)[1]
+        logits = embed(evaluated, split, accelerator=accelerator)[1]
         seen.append([metrics["train_loss"], float(logits.square().sum())])
 
     file = Path(folder, f"{name}.safetensors")
@@ -473,7 +475,7 @@ def job(rank, world, port, folder, resume):
     def on_epoch(metrics):
         lines.append({key: value for key, value in metrics.items() if key != "seconds"})
 
-    watcher = jobs.Watcher(on_step=on_step, on_epoch=on_epoch)
+    watcher = Watcher(on_step=on_step, on_epoch=on_epoch)
     try:
         if resume:
             jobs.resume(folder / "run", watcher=watcher)

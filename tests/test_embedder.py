@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from cssoftmax import jobs, runs, training
+from cssoftmax import jobs, runs
+from cssoftmax.classifier import as_input
 from cssoftmax.data import DataError, blends, load_dataset
 from cssoftmax.embedder import Embedder
 from cssoftmax.runs import JobError, Source
@@ -123,7 +124,7 @@ def test_every_kind_of_class_weight_serves(make_photos, tmp_path, loss):
     embedder = Embedder.load(run)
     predictions = embedder.predict(sorted(photos.rglob("*.png")))
     assert all(-1.001 <= prediction.cosine <= 1.001 for prediction in predictions)
-    inputs = [training.as_input(load_dataset(str(photos), cache_dir=tmp_path).test.inputs)]
+    inputs = [as_input(load_dataset(str(photos), cache_dir=tmp_path).test.inputs)]
     with torch.inference_mode():
         logits = embedder.model.loss.logits(embedder.model(inputs[0]))
     evaluated = load_file(run / "evaluation.safetensors")["logits"]

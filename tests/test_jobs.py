@@ -19,11 +19,12 @@ from safetensors.torch import load_file
 
 from cssoftmax import checkpoint, files, jobs, losses, metrics, runs, training
 from cssoftmax.checkpoint import TrainingError
+from cssoftmax.classifier import as_input
 from cssoftmax.data import DataError, load_dataset
-from cssoftmax.jobs import Watcher
 from cssoftmax.recipes import RecipeError
 from cssoftmax.runs import JobError, Source
 from cssoftmax.training import Interrupted
+from cssoftmax.watcher import Watcher
 
 FILES = [
     "README.md",
@@ -284,10 +285,10 @@ def test_a_proxy_sees_inputs_as_its_model_does(run, make_photos):
     config = runs.read_config(run("whitened", source=source, changes={"network": "whitenet", "proxy_width": 1}))
     dataset, config["recipe"]["proxy_width"] = source.load(seed=0), 0
     model, _ = jobs.prepare(config, dataset)
-    assert jobs.proxy_of(config, model) is None
+    assert runs.proxy_of(config, model) is None
     config["recipe"]["proxy_width"] = 4
-    proxy = jobs.proxy_of(config, model)
-    inputs = training.as_input(dataset.train.inputs[:3])
+    proxy = runs.proxy_of(config, model)
+    inputs = as_input(dataset.train.inputs[:3])
     assert next(layer.out_channels for layer in proxy.network.modules() if isinstance(layer, torch.nn.Conv2d)) == 4
     seen, wanted = (one.network[1][0](one.network[0](inputs)) for one in (proxy, model))
     assert torch.equal(seen, wanted) and not torch.equal(seen, proxy.network[1][0](inputs))

@@ -3,9 +3,9 @@
 import pytest
 
 from cssoftmax import jobs
-from cssoftmax.jobs import Watcher
 from cssoftmax.runs import Source
 from cssoftmax.trackers import TrackError
+from cssoftmax.watcher import Watcher
 
 TINY = {"width": 2, "embedding_size": 4, "epochs": 2, "batch_size": 8}
 

@@ -13,20 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from cssoftmax import CSSoftmaxLoss, NormFaceLoss, SoftmaxLoss, training
+from cssoftmax import CSSoftmaxLoss, NormFaceLoss, SoftmaxLoss
 from cssoftmax.checkpoint import TrainingError, epochs_done
+from cssoftmax.classifier import Classifier, averaged_logits, embed
 from cssoftmax.data import Split
 from cssoftmax.data.augment import ImageAugment, SoundAugment
 from cssoftmax.recipes import Recipe, RecipeError
-from cssoftmax.training import (
-    Classifier,
-    Interrupted,
-    averaged_logits,
-    embed,
-    fit,
-    flops,
-    learning_rate,
-)
+from cssoftmax.training import Interrupted, fit, flops, learning_rate
 
 BASIC = {"network": "lenet", "width": 1, "embedding_size": 4, "epochs": 2, "batch_size": 8, "lr": 0.1}
 
@@ -345,8 +338,8 @@ def test_a_damaged_or_foreign_checkpoint_is_named(checkpoint):
 def test_embeddings_do_not_depend_on_the_batch_size():
     classifier, accelerator = model().double().float(), Accelerator(cpu=True)
     data = split(samples=23)
-    whole = training.embed(classifier, data, accelerator=accelerator)
-    parts = training.embed(classifier, data, accelerator=accelerator, batch_size=5)
+    whole = embed(classifier, data, accelerator=accelerator)
+    parts = embed(classifier, data, accelerator=accelerator, batch_size=5)
     assert whole[0].shape == (23, 4)
     assert whole[1].shape == (23, 3)
     torch.testing.assert_close(whole, parts)
@@ -356,7 +349,7 @@ def test_embeddings_that_are_not_finite_are_refused():
     classifier = model()
     classifier.loss.weight.data[0, 0] = math.nan
     with pytest.raises(TrainingError, match="the network's outputs are infinite or NaN; train anew with a lower --lr"):
-        training.embed(classifier, split(), accelerator=Accelerator(cpu=True))
+        embed(classifier, split(), accelerator=Accelerator(cpu=True))
 
 
 def test_a_flip_shows_the_other_side_of_each_image_in_the_next_epoch(checkpoint):

@@ -30,13 +30,14 @@ from pathlib import Path
 import torch
 from cssoftmax import jobs
 from cssoftmax.training import Interrupted
+from cssoftmax.watcher import Watcher
 torch.set_num_threads(1)
 source, run, how, at, batch, buffer = sys.argv[1:]
 def on_step(progress):
     if how == "interrupted" and progress.step == int(at):
         signal.raise_signal(signal.SIGINT)
 changes = {"network": "lenet", "width": 4, "embedding_size": 16, "epochs": 1, "batch_size": int(batch), "lr": 0.05}
-watcher = jobs.Watcher(on_step=on_step)
+watcher = Watcher(on_step=on_step)
 source = runs.Source(source, image_size=32, shuffle_buffer=int(buffer))
 try:
     if how == "resumed":

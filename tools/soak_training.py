@@ -25,6 +25,7 @@ from kill_jobs import SMALL, pictures
 
 from cssoftmax import files, jobs, processor, runs
 from cssoftmax.training import Interrupted
+from cssoftmax.watcher import Watcher
 
 
 def used() -> dict[str, float]:
@@ -58,7 +59,7 @@ def soak(source: runs.Source, run: Path, seconds: float) -> dict[str, Any]:
             raise Interrupted
 
     try:
-        watcher = jobs.Watcher(on_step=on_step, on_epoch=on_epoch)
+        watcher = Watcher(on_step=on_step, on_epoch=on_epoch)
         jobs.train(source, run, recipe_changes={**SMALL, "epochs": 100_000, "lr": 0.01}, cpu=True, watcher=watcher)
     except Interrupted:
         print(file=sys.stderr)

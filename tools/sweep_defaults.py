@@ -24,6 +24,7 @@ import torch
 from accelerate import Accelerator
 
 from cssoftmax import losses, metrics, processor, recipes, training
+from cssoftmax.classifier import Classifier, embed
 from cssoftmax.data import channel_statistics, load_dataset, validation_split
 from cssoftmax.networks import NETWORKS, Standardize
 from cssoftmax.similarity import default_scale
@@ -72,14 +73,14 @@ def one(job: tuple[str, Row, int, argparse.Namespace]) -> Row:
     torch.manual_seed(seed)
     network = NETWORKS[recipe.network](train.inputs.shape[1], recipe.embedding_size, recipe.width)
     loss.reset_parameters()
-    model = training.Classifier(torch.nn.Sequential(Standardize(*channel_statistics(train)), network), loss)
+    model = Classifier(torch.nn.Sequential(Standardize(*channel_statistics(train)), network), loss)
     amp = "bf16" if processor.bfloat16_slowdown() < 1 else "no"
     accelerator = Accelerator(cpu=True, mixed_precision=amp)
     start = time.perf_counter()
     checkpoint = arguments.output / f".{name}-{multiprocessing.current_process().pid}.safetensors"
     model = training.fit(model, train, recipe, seed=seed, accelerator=accelerator, checkpoint=checkpoint)
     checkpoint.unlink()
-    embeddings, logits = training.embed(model, dataset.test, accelerator=accelerator)
+    embeddings, logits = embed(model, dataset.test, accelerator=accelerator)
     scores, same = metrics.pair_scores(embeddings, dataset.test.target, seed=0)
     return {
         **setting,

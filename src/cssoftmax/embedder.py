@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cssoftmax import files, hub, metrics, runs, training
+from cssoftmax import files, hub, metrics, runs
+from cssoftmax.classifier import Classifier, as_input
 from cssoftmax.data import Preprocessing, prepare
 from cssoftmax.data.prepare import Array, Raw
 
@@ -79,7 +80,7 @@ class Embedder:
 
     def __init__(
         self,
-        model: training.Classifier,
+        model: Classifier,
         config: Mapping[str, Any],
         calibration: Calibration | None,
         enrolled: Mapping[str, Tensor] | None = None,
@@ -263,7 +264,7 @@ class Embedder:
 
     def _network(self, inputs: Tensor) -> Tensor:
         with torch.inference_mode():
-            embeddings: Tensor = self.model(training.as_input(inputs.to(self.device))).float()
+            embeddings: Tensor = self.model(as_input(inputs.to(self.device))).float()
         return embeddings
 
     def _nearest(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
@@ -284,14 +285,14 @@ class Embedder:
             return best.gather(1, nearest)[:, 0], cosines.gather(1, nearest)[:, 0]
 
 
-def _class_cosines(model: training.Classifier, embeddings: Tensor) -> Tensor:
+def _class_cosines(model: Classifier, embeddings: Tensor) -> Tensor:
     """(N, C): of several class weights a class, the nearest one's."""
     weight = normalize(model.loss.weight.detach().to(embeddings.device).float(), dim=1)
     cosines = normalize(embeddings, dim=1) @ weight.T
     return cosines.view(len(embeddings), model.loss.num_classes, model.loss.sub_centers).amax(2)
 
 
-def _digest(model: training.Classifier) -> str:
+def _digest(model: Classifier) -> str:
     digest = blake2b(digest_size=16)
     for name, value in sorted(model.network.state_dict().items()):
         digest.update(name.encode())
@@ -299,7 +300,7 @@ def _digest(model: training.Classifier) -> str:
     return digest.hexdigest()
 
 
-def _calibration(run: Path, model: training.Classifier) -> Calibration | None:
+def _calibration(run: Path, model: Classifier) -> Calibration | None:
     path = run / "evaluation.safetensors"
     if not path.exists():
         return None
@@ -315,7 +316,7 @@ def _calibration(run: Path, model: training.Classifier) -> Calibration | None:
     return Calibration(split, {"class": _class_cosines(model, strangers).amax(1), "pair": scores[~same].float()})
 
 
-def _read_enrolled(path: Path, model: training.Classifier) -> dict[str, Tensor]:
+def _read_enrolled(path: Path, model: Classifier) -> dict[str, Tensor]:
     if not path.exists():
         return {}
     try:
@@ -328,9 +329,7 @@ def _read_enrolled(path: Path, model: training.Classifier) -> dict[str, Tensor]:
     return found
 
 
-def _read(
-    path: Path, network: str | None
-) -> tuple[training.Classifier, dict[str, Any], Calibration | None, dict[str, Tensor]]:
+def _read(path: Path, network: str | None) -> tuple[Classifier, dict[str, Any], Calibration | None, dict[str, Tensor]]:
     try:
         metadata, tensors = files.read_tensors(path)
         header = json.loads(metadata["cssoftmax"])

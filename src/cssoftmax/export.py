@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from cssoftmax import __version__, files, hub, training
+from cssoftmax import __version__, files, hub
 from cssoftmax.card import model_card
+from cssoftmax.classifier import Classifier
 from cssoftmax.data import LogMel, Pixels, Preprocessing
 from cssoftmax.embedder import Embedder
 from cssoftmax.runs import JobError
@@ -34,7 +35,7 @@ BATCHES = (1, 2, 5)
 class Exported(nn.Module):
     """Inputs as :func:`cssoftmax.data.prepare` makes them, to embeddings of length one (N, D) and logits (N, C)."""
 
-    def __init__(self, model: training.Classifier) -> None:
+    def __init__(self, model: Classifier) -> None:
         super().__init__()
         self.model = model
 

@@ -2,9 +2,9 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,22 +12,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, distributed
 
-from cssoftmax import files, losses, metrics, networks, processor, recipes, trackers, training
-from cssoftmax.card import model_card
-from cssoftmax.checkpoint import Progress, epochs_done
-from cssoftmax.data import (
-    Dataset,
-    Split,
-    blends,
-    channel_statistics,
-    pictures,
-    recordings,
-)
-from cssoftmax.data.dataset import some
-from cssoftmax.data.preview import shortened
+from cssoftmax import evaluation, files, losses, metrics, networks, recipes, trackers, training
+from cssoftmax.checkpoint import epochs_done
+from cssoftmax.classifier import Classifier, as_input, embed
+from cssoftmax.data import Dataset, Split, channel_statistics
+from cssoftmax.data.dataset import at_most, some
 from cssoftmax.networks import Standardize, Whitening
 from cssoftmax.processes import fully_sharded, whole
-from cssoftmax.recipes import Recipe
 from cssoftmax.runs import (
     Amp,
     JobError,
@@ -37,42 +28,16 @@ from cssoftmax.runs import (
     classifier_of,
     dataset_of,
     load_model,
+    proxy_of,
     read_config,
     recipe_of,
-    source_of,
     versions,
 )
-from cssoftmax.training import Classifier, Interrupted
+from cssoftmax.training import Interrupted
+from cssoftmax.watcher import Watcher
 
-# k-NN compares with at most this many training samples.
-NEIGHBOURS = 10_000
-# Samples that a run keeps to be looked at or listened to: at random, and of each kind of interesting ones.
-SHOWN = {"image": 600, "sound": 300}
-REMARKABLE = 12
-TYPICAL = 200
-
-# What the threshold of "unknown" is found with.
-BLENDS = 5_000
-
-# Of a streamed data set: samples that each batch is drawn from; samples that its statistics are found with; bytes of
-# decoded samples that are held at a time.
-SHUFFLE_BUFFER = 10_000
+# Samples of a streamed data set that its statistics are found with.
 LOOKED_AT = 5_000
-MOST_BYTES = 2**26
-
-
-@dataclass(frozen=True)
-class Watcher:
-    """What a person sees of a job: called with what is about to be trained, each step, each epoch,
-    each phase, and how much of a phase is done, of how much. Without ``measured_epochs`` the test split is measured
-    after the last epoch alone."""
-
-    on_start: Callable[[Dataset, Recipe, Classifier, int], None] = lambda dataset, recipe, model, epoch: None
-    on_step: Callable[[Progress], None] = lambda progress: None
-    on_epoch: Callable[[dict[str, float]], None] = lambda metrics: None
-    on_phase: Callable[[str], None] = lambda phase: None
-    on_work: Callable[[int, int, str], None] = lambda done, total, what: None
-    measured_epochs: bool = True
 
 
 def train(
@@ -187,7 +152,7 @@ def evaluate(
     config = _moved(read_config(run), data_root)
     model = load_model(run, config, network=network)
     dataset = dataset_of(config)
-    return _evaluate(run, config, dataset, model, accelerator_of(config), watcher or Watcher())
+    return evaluation.evaluate(run, config, dataset, model, accelerator_of(config), watcher or Watcher())
 
 
 def _only_one(run: Path, accelerator: Accelerator) -> AbstractContextManager[None]:
@@ -213,7 +178,7 @@ def prepare(config: Mapping[str, Any], dataset: Dataset, run: Path | None = None
     torch.manual_seed(config["seed"])
     known = _looked_at(dataset.train, config["seed"])
     model = classifier_of(config, channel_statistics(known))
-    recipe, inputs = recipe_of(config), training.as_input(known.inputs[:1])
+    recipe, inputs = recipe_of(config), as_input(known.inputs[:1])
     _fit_whitening(model.network, known)
     try:
         with torch.no_grad():
@@ -234,28 +199,11 @@ def prepare(config: Mapping[str, Any], dataset: Dataset, run: Path | None = None
     return model, accelerator
 
 
-def proxy_of(config: Mapping[str, Any], model: Classifier) -> Classifier | None:
-    """The narrow twin of a run's model that chooses what it is trained on, before its first step, or None."""
-    width = recipe_of(config).proxy_width
-    if not width:
-        return None
-    torch.manual_seed(config["seed"])
-    proxy = classifier_of({**config, "recipe": {**config["recipe"], "width": width}}, None)
-    of_data = [
-        [layer for layer in one.network.modules() if isinstance(layer, Standardize | Whitening)]
-        for one in (proxy, model)
-    ]
-    for own, its in zip(*of_data, strict=True):
-        for name, buffer in own.named_buffers():
-            buffer.copy_(its.get_buffer(name))
-    return proxy
-
-
 def _looked_at(split: Split, seed: int) -> Split:
     """The split in memory; of a streamed one some samples, decoded."""
     if isinstance(split.inputs, Tensor):
         return split
-    known = some(split, _at_most(LOOKED_AT, split), seed)
+    known = some(split, at_most(LOOKED_AT, split), seed)
     return replace(known, inputs=known.inputs[:])
 
 
@@ -263,19 +211,12 @@ def _fit_whitening(network: torch.nn.Module, split: Split, count: int = 5000) ->
     """Sets the filters of whitening layers from the first training samples; no random number is drawn."""
     if not any(isinstance(layer, Whitening) for layer in network.modules()):
         return
-    images = training.as_input(split.inputs[:count])
+    images = as_input(split.inputs[:count])
     for layer in network.modules():
         if isinstance(layer, Standardize):
             images = layer(images)
         elif isinstance(layer, Whitening):
             layer.fit(images)
-
-
-def _at_most(count: int, split: Split) -> int:
-    """As many samples, or, of a stream, as few as may be held decoded."""
-    if isinstance(split.inputs, Tensor):
-        return count
-    return max(1, min(count, MOST_BYTES // (split.inputs.shape[1:].numel() * split.inputs.dtype.itemsize)))
 
 
 def _told(value: object) -> str:
@@ -325,7 +266,7 @@ def _trained(
     def on_epoch(evaluated: Classifier, line: dict[str, float]) -> None:
         if watcher.measured_epochs:
             watcher.on_phase("evaluating")
-            _, logits = training.embed(evaluated, dataset.test, accelerator=accelerator)
+            _, logits = embed(evaluated, dataset.test, accelerator=accelerator)
             line |= {
                 "eval_loss": metrics.negative_log_likelihood(logits, dataset.test.target),
                 "eval_accuracy": metrics.top_k_accuracy(logits, dataset.test.target, 1),
@@ -356,7 +297,7 @@ def _trained(
     weights = {name: whole(value) for name, value in model.state_dict().items()}
     if accelerator.is_main_process:
         files.write_tensors(run / "weights.safetensors", weights)
-        measures = _evaluate(
+        measures = evaluation.evaluate(
             run, config, dataset, load_model(run, config, network=recipe.network), accelerator, watcher
         )
         accelerator.log({f"final/{name}": value for name, value in measures.items()}, step=recipe.epochs)
@@ -397,121 +338,9 @@ def _shard(model: Classifier, config: Mapping[str, Any], accelerator: Accelerato
     shard_loss(model.loss, mesh, sample_rate=sample_rate)
 
 
-def _evaluate(
-    run: Path,
-    config: Mapping[str, Any],
-    dataset: Dataset,
-    model: Classifier,
-    accelerator: Accelerator,
-    watcher: Watcher,
-) -> dict[str, float]:
-    seconds = _seconds(run / "metrics.jsonl")
-    watcher.on_phase("evaluating")
-    embeddings, logits = training.embed(model, dataset.test, accelerator=accelerator)
-    sample = some(dataset.train, NEIGHBOURS, config["seed"])
-    neighbours, _ = training.embed(model, sample, accelerator=accelerator)
-    tested = dataset.test if isinstance(dataset.test.inputs, Tensor) else some(dataset.test, BLENDS, config["seed"])
-    blended = Split(blends(tested, _at_most(BLENDS, tested), config["seed"]), tested.target[:0], None)
-    strangers = training.embed(model, blended, accelerator=accelerator)[0] if len(blended.inputs) else embeddings[:0]
-    watcher.on_phase("measuring")
-    measures = metrics.measure(
-        embeddings,
-        dataset.test.target,
-        logits,
-        reference=(neighbours, sample.target),
-        seed=config["seed"],
-        watch=lambda done, total: watcher.on_work(done, total, "pairs compared"),
-    )
-    recipe = recipe_of(config)
-    if recipe.average_views:
-        averaged = training.averaged_logits(model, dataset.test, recipe, accelerator=accelerator)
-        measures["accuracy_tta"] = metrics.top_k_accuracy(averaged, dataset.test.target, 1)
-    files.write_tensors(
-        run / "evaluation.safetensors",
-        {
-            "embeddings": embeddings,
-            "logits": logits,
-            "target": dataset.test.target,
-            "class_weights": _class_weights(model.loss, embeddings, dataset.test.target),
-            "blends": strangers,
-        },
-    )
-    _write_samples(run / "samples.safetensors", config, dataset, embeddings, logits)
-    summary = {
-        "dataset": dataset.name,
-        "split": "validation" if config["source"]["validation"] else "test",
-        "loss": config["loss"]["name"],
-        "seed": config["seed"],
-        "measures": measures,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "flops": training.flops(model, dataset.train, recipe.epochs, proxy_of(config, model)),
-        "seconds": seconds,
-        "device": processor.describe(str(accelerator.device)),
-        "versions": versions(),
-    }
-    files.write_json(run / "summary.json", summary)
-    files.write_bytes(run / "README.md", model_card(config, summary).encode())
-    return measures
-
-
-def _write_samples(path: Path, config: Mapping[str, Any], dataset: Dataset, embeddings: Tensor, logits: Tensor) -> None:
-    """Pictures or recordings of some test samples: ``rows`` (M,), ``ends`` (M,) of their files in ``bytes``."""
-    rows = torch.tensor(_remarkable(embeddings, logits, dataset.test.target, SHOWN[dataset.kind]))
-    inputs = dataset.test.inputs
-    if dataset.kind == "image":
-        encoded = pictures(inputs[rows])
-    elif not isinstance(inputs, Tensor):
-        own = inputs.rows[rows]
-        encoded = shortened(inputs.encoded(own), [inputs.source.describe(row) for row in own.tolist()])
-    else:
-        assert dataset.test.rows is not None
-        source = source_of(config)
-        encoded = recordings(source.name, source.data_root, dataset.test.rows[rows].tolist(), source.on_error)
-    files.write_tensors(
-        path,
-        {
-            "rows": rows,
-            "ends": torch.tensor([len(file) for file in encoded]).cumsum(0),
-            "bytes": torch.frombuffer(bytearray(b"".join(encoded)), dtype=torch.uint8),
-        },
-        {"type": "image/webp" if dataset.kind == "image" else "audio/mpeg"},
-    )
-
-
-def _remarkable(embeddings: Tensor, logits: Tensor, target: Tensor, count: int) -> list[int]:
-    """Rows to show: ``count`` at random, then the hardest pairs, the surest errors, and the typical samples of classes.
-
-    Of many classes those come first that samples were taken for with the most certainty.
-    """
-    rows = torch.randperm(len(target), generator=torch.Generator().manual_seed(0))[:count].tolist()
-    for same in (True, False):
-        rows += metrics.hardest_pairs(embeddings, target, REMARKABLE, same=same)[0].flatten().tolist()
-    errors = metrics.surest_errors(logits, target, TYPICAL)
-    rows += errors[:REMARKABLE].tolist()
-    typical = metrics.typical_samples(embeddings, target)
-    first = dict.fromkeys([*logits[errors].argmax(1).tolist(), *typical])
-    rows += [typical[number] for number in first if number in typical][:TYPICAL]
-    return list(dict.fromkeys(rows))
-
-
-def _seconds(log: Path) -> float:
-    """What all epochs of a run took."""
-    try:
-        return sum(float(json.loads(line)["seconds"]) for line in log.read_text(encoding="utf-8").splitlines())
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise JobError(f"{log}: cannot be read ({error}); restore it, or train anew") from error
-
-
 def _moved(config: dict[str, Any], data_root: Path | None) -> dict[str, Any]:
     """The config of a run whose data are now elsewhere."""
     return config if data_root is None else config | {"source": config["source"] | {"data_root": str(data_root)}}
-
-
-def _class_weights(loss: losses.SimilarityLoss, embeddings: Tensor, target: Tensor) -> Tensor:
-    """(C, D): of several sub-centers of a class, the one that most embeddings are nearest to."""
-    if isinstance(loss, losses.SubCenterArcFaceLoss):
-        return loss.dominant_centers(embeddings.to(loss.weight.device), target.to(loss.weight.device))
-    return loss.weight.detach()
 
 
 def _keep_lines(path: Path, count: int) -> None:

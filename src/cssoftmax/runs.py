@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from cssoftmax import __version__, files, losses, networks
+from cssoftmax.classifier import Classifier
 from cssoftmax.data import (
     Dataset,
     Pixels,
@@ -27,11 +28,13 @@ from cssoftmax.data.augment import ImageAugment, SoundAugment
 from cssoftmax.data.dataset import some
 from cssoftmax.data.sound import NAMED as NAMED_SOUNDS
 from cssoftmax.data.table import OnError
-from cssoftmax.networks import Standardize
+from cssoftmax.networks import Standardize, Whitening
 from cssoftmax.recipes import Recipe
-from cssoftmax.training import Classifier
 
 Amp = Literal["no", "bf16", "fp16"]
+
+SHUFFLE_BUFFER = 10_000
+"""Of a streamed data set, samples that each batch is drawn from, where nothing else is asked for."""
 
 # Of a streamed test split, logits that are measured: of many classes, fewer samples.
 MOST_LOGITS = 2**27
@@ -179,6 +182,23 @@ def classifier_of(config: Mapping[str, Any], statistics: tuple[Tensor, Tensor] |
     mean, std = statistics or (torch.zeros(channels), torch.ones(channels))
     network = networks.build(recipe.network, channels, recipe.embedding_size, recipe.width)
     return Classifier(torch.nn.Sequential(Standardize(mean, std), network), _loss(config))
+
+
+def proxy_of(config: Mapping[str, Any], model: Classifier) -> Classifier | None:
+    """The narrow twin of a run's model that chooses what it is trained on, before its first step, or None."""
+    width = recipe_of(config).proxy_width
+    if not width:
+        return None
+    torch.manual_seed(config["seed"])
+    proxy = classifier_of({**config, "recipe": {**config["recipe"], "width": width}}, None)
+    of_data = [
+        [layer for layer in one.network.modules() if isinstance(layer, Standardize | Whitening)]
+        for one in (proxy, model)
+    ]
+    for own, its in zip(*of_data, strict=True):
+        for name, buffer in own.named_buffers():
+            buffer.copy_(its.get_buffer(name))
+    return proxy
 
 
 def _loss(config: Mapping[str, Any]) -> losses.SimilarityLoss:

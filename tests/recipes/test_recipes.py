@@ -8,10 +8,11 @@ import torch
 from accelerate import Accelerator
 
 from cssoftmax import CSSoftmaxLoss, recipes
+from cssoftmax.classifier import Classifier, averaged_logits
 from cssoftmax.data import Split
 from cssoftmax.networks import NETWORKS
 from cssoftmax.recipes import BEST, NAMED, Recipe, RecipeError
-from cssoftmax.training import Classifier, averaged_logits, fit
+from cssoftmax.training import fit
 
 GOOD = {"network": "lenet", "width": 4, "embedding_size": 8, "epochs": 2, "batch_size": 8, "lr": 0.1}
 

@@ -4,10 +4,12 @@ import time
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from cssoftmax import checkpoint, comparison, jobs, training
+from cssoftmax import checkpoint, comparison
+from cssoftmax.classifier import Classifier
 from cssoftmax.cli import console
 from cssoftmax.data import Dataset
 from cssoftmax.recipes import Recipe
+from cssoftmax.watcher import Watcher
 
 
 class Display:
@@ -15,7 +17,7 @@ class Display:
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet = quiet or not console.is_main_process()
-        self.watcher = jobs.Watcher(self.start, self.step, self.epoch, self.phase, self.work)
+        self.watcher = Watcher(self.start, self.step, self.epoch, self.phase, self.work)
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -40,7 +42,7 @@ class Display:
     def close(self) -> None:
         self.bar.stop()
 
-    def start(self, dataset: Dataset, recipe: Recipe, model: training.Classifier, epoch: int) -> None:
+    def start(self, dataset: Dataset, recipe: Recipe, model: Classifier, epoch: int) -> None:
         self.epochs = recipe.epochs
         if not self.quiet:
             size = sum(parameter.numel() for parameter in model.parameters())

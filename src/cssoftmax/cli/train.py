@@ -125,7 +125,7 @@ def train(
         int | None,
         typer.Option(
             help="With --stream: samples that each batch is drawn from; about twice as many are held "
-            f"[{jobs.SHUFFLE_BUFFER}]."
+            f"[{runs.SHUFFLE_BUFFER}]."
         ),
     ] = None,
     amp: Annotated[
@@ -191,7 +191,7 @@ def train(
                     test_group,
                     validation,
                     on_error=on_error,
-                    shuffle_buffer=jobs.SHUFFLE_BUFFER if stream and shuffle_buffer is None else shuffle_buffer,
+                    shuffle_buffer=runs.SHUFFLE_BUFFER if stream and shuffle_buffer is None else shuffle_buffer,
                 ),
                 output or Path("runs") / f"{name.replace(':', '-') or 'folder'}-{loss}-{seed}",
                 loss=loss,

@@ -4,18 +4,18 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
+from accelerate import Accelerator
 
 from cssoftmax import jobs, metrics, recipes, runs, training
 from cssoftmax.checkpoint import Progress
+from cssoftmax.classifier import Classifier, embed
 from cssoftmax.comparison import tuning
 from cssoftmax.comparison.protocol import Design, Part, Protocol, test_part, validation_part
 from cssoftmax.comparison.tuning import Values
-from cssoftmax.training import Classifier
+from cssoftmax.watcher import Watcher
 
 Line = dict[str, Any]
 
@@ -96,34 +96,33 @@ def _try(setup: Setup, task: Task, on_step: Callable[[Progress], None]) -> Line:
             accelerator=accelerator,
             checkpoint=checkpoint(setup, task),
             resume=True,
-            proxy=jobs.proxy_of(config, model),
+            proxy=runs.proxy_of(config, model),
             on_step=on_step,
         )
     except training.Diverged as error:
         return line | {"score": 0.0, "failed": str(error)}
-    return line | _scores(setup.protocol, model, part, partial(training.embed, accelerator=accelerator))
+    return line | _scores(setup.protocol, model, part, accelerator)
 
 
-def _scores(
-    protocol: Protocol, model: Classifier, part: Part, embed: Callable[..., tuple[Tensor, Tensor]]
-) -> dict[str, float]:
+def _scores(protocol: Protocol, model: Classifier, part: Part, accelerator: Accelerator) -> dict[str, float]:
     """How good a trial is, higher is better; and where scores are often equal, what decides between these."""
     if protocol == "closed":
         test = part.known.test
-        embeddings, logits = embed(model, test)
+        embeddings, logits = embed(model, test, accelerator=accelerator)
         scores = {"score": metrics.top_k_accuracy(logits, test.target, 1)}
         eer = metrics.equal_error_rate(*metrics.pair_scores(embeddings, test.target)) if len(embeddings) > 1 else 1.0
         return scores if math.isnan(eer) else scores | {"tie_break": 1 - eer}
     if protocol == "open":
-        return {"score": max(_rejection(model, part, embed).values())}
+        return {"score": max(_rejection(model, part, accelerator).values())}
     split = part.unknown or part.known.test
-    return {"score": 1 - metrics.equal_error_rate(*metrics.pair_scores(embed(model, split)[0], split.target))}
+    embeddings, _ = embed(model, split, accelerator=accelerator)
+    return {"score": 1 - metrics.equal_error_rate(*metrics.pair_scores(embeddings, split.target))}
 
 
 def _run(setup: Setup, task: Task, on_step: Callable[[Progress], None]) -> Line:
     part = test_part(setup.source, setup.design, task.group, setup.seed)
     recipe = recipes.choose(part.known.name, part.known.kind, **setup.recipe_changes)
-    folder, watcher = setup.output / "runs" / task.name, jobs.Watcher(on_step=on_step, measured_epochs=False)
+    folder, watcher = setup.output / "runs" / task.name, Watcher(on_step=on_step, measured_epochs=False)
     network = setup.recipe_changes.get("network")
     if not (folder / "config.json").exists():
         jobs.train(
@@ -143,11 +142,11 @@ def _run(setup: Setup, task: Task, on_step: Callable[[Progress], None]) -> Line:
     measures = summary["measures"]
     if part.unknown is not None:
         model = runs.load_model(folder, config, network=network)
-        embed = partial(training.embed, accelerator=runs.accelerator_of(config))
+        accelerator = runs.accelerator_of(config)
         if setup.protocol == "open":
-            measures |= _rejection(model, part, embed)
+            measures |= _rejection(model, part, accelerator)
         else:
-            embeddings, _ = embed(model, part.unknown)
+            embeddings, _ = embed(model, part.unknown, accelerator=accelerator)
             measures = metrics.measure(embeddings, part.unknown.target, None, seed=task.number)
     return {
         "loss": task.loss,
@@ -163,10 +162,10 @@ def _run(setup: Setup, task: Task, on_step: Callable[[Progress], None]) -> Line:
     }
 
 
-def _rejection(model: Classifier, part: Part, embed: Callable[..., tuple[Tensor, Tensor]]) -> dict[str, float]:
+def _rejection(model: Classifier, part: Part, accelerator: Accelerator) -> dict[str, float]:
     """How well samples of unknown classes are told from those of known ones, by cosine and by probability."""
     assert part.unknown is not None
-    known, unknown = embed(model, part.known.test), embed(model, part.unknown)
+    known, unknown = (embed(model, split, accelerator=accelerator) for split in (part.known.test, part.unknown))
     weights = model.loss.weight.detach().cpu()
     cosines = (metrics.max_cosine(embeddings, weights) for embeddings, _ in (known, unknown))
     odds = (metrics.max_log_odds(logits) for _, logits in (known, unknown))

@@ -26,6 +26,8 @@ LOOKED_AT = 256
 """Samples of a streamed data set by which it is found how all of them are decoded."""
 FROM_A_SHARD = 32
 """How many of one shard, at most."""
+MOST_BYTES = 2**26
+"""Of a streamed data set so many bytes of decoded samples are held at a time."""
 
 
 @dataclass(frozen=True)
@@ -248,6 +250,13 @@ def some(split: Split, count: int, seed: int) -> Split:
     return Split(
         _chosen(inputs, chosen), split.target[chosen], None, None if split.rows is None else split.rows[chosen]
     )
+
+
+def at_most(count: int, split: Split) -> int:
+    """As many samples, or, of a stream, as few as may be held decoded."""
+    if isinstance(split.inputs, Tensor):
+        return count
+    return max(1, min(count, MOST_BYTES // (split.inputs.shape[1:].numel() * split.inputs.dtype.itemsize)))
 
 
 def blends(split: Split, count: int, seed: int) -> Tensor:
