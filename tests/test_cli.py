@@ -9,9 +9,10 @@ import sys
 import time
 
 import pytest
+import typer
 from rich.console import Console
 
-from cssoftmax import __version__, cli, jobs, processor
+from cssoftmax import __version__, cli, jobs, processor, training
 from cssoftmax.cli import console
 
 TINY = ["--epochs", "2", "--width", "2", "--embedding-size", "8", "--batch-size", "8"]
@@ -267,3 +268,21 @@ def test_a_killed_training_resumes_with_the_same_weights(command, tmp_path):
     assert [len((folder / "metrics.jsonl").read_text().splitlines()) for folder in both] == [2, 2]
     assert len({json.dumps(json.loads((folder / "summary.json").read_text())["measures"]) for folder in both}) == 1
     assert len({tuple(sorted(path.name for path in folder.iterdir())) for folder in both}) == 1
+
+
+def test_of_several_processes_the_first_speaks_and_another_only_if_it_is_not_ended_meanwhile(monkeypatch, capsys):
+    @console.explained
+    def command(error):
+        raise error
+
+    waited = []
+    monkeypatch.setattr(console.time, "sleep", waited.append)
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        for error in (ValueError("photo.png: damaged"), training.Interrupted("after step 3")):
+            with pytest.raises(typer.Exit):
+                command(error)
+    told = ["error: photo.png: damaged", "interrupted: after step 3", "rank 1: error: photo.png: damaged"]
+    assert capsys.readouterr().err.splitlines() == told
+    assert waited == [console.PATIENCE]

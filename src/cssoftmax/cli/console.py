@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import wraps
@@ -18,6 +19,9 @@ from rich.console import Console
 from cssoftmax import checkpoint, processor, training
 from cssoftmax.data.progress import silence
 from cssoftmax.networks import NETWORKS
+
+# Seconds that a process may come after the first of its machine to the same mistake.
+PATIENCE = 10.0
 
 P = ParamSpec("P")
 
@@ -47,19 +51,30 @@ def explained(command: Callable[P, None]) -> Callable[P, None]:
         try:
             with silence() if kwargs.get("quiet") else nullcontext():
                 command(*args, **kwargs)
-        except training.Interrupted as stop:
-            err.print(f"interrupted: {stop}", markup=False)
-            raise typer.Exit(130) from None
-        except KeyboardInterrupt:
-            err.print("interrupted", markup=False)
+        except (training.Interrupted, KeyboardInterrupt) as stop:
+            _say(": ".join(filter(None, ("interrupted", str(stop)))), stop)
             raise typer.Exit(130) from None
         except (ValueError, RuntimeError, OSError, ImportError, MemoryError) as error:
             if os.environ.get("CSSOFTMAX_TRACEBACK") or isinstance(error, typer.Exit):
                 raise
-            err.print(f"error: {_explanation(error, inspect.signature(command).parameters)}", markup=False)
+            _say(f"error: {_explanation(error, inspect.signature(command).parameters)}", error)
             raise typer.Exit(1) from None
 
     return run
+
+
+def _say(line: str, error: BaseException) -> None:
+    """Of several processes on a machine the first speaks.
+
+    Another one waits until it would have: whoever started them ends the others when one has failed. What comes after
+    that, one process alone has met.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        if isinstance(error, (training.Interrupted, KeyboardInterrupt)):
+            return
+        time.sleep(PATIENCE)
+        line = f"rank {os.environ.get('RANK', '?')}: {line}"
+    err.print(line, markup=False)
 
 
 def _explanation(error: Exception, options: Iterable[str]) -> str:
