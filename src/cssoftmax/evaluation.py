@@ -13,8 +13,8 @@ from cssoftmax import files, losses, metrics, processor, training
 from cssoftmax.card import model_card
 from cssoftmax.classifier import Classifier, averaged_logits, embed
 from cssoftmax.data import Dataset, Split, blends, pictures, recordings
-from cssoftmax.data.dataset import at_most, some
 from cssoftmax.data.preview import shortened
+from cssoftmax.data.split import at_most, some
 from cssoftmax.runs import JobError, proxy_of, recipe_of, source_of, versions
 from cssoftmax.watcher import Watcher
 

@@ -16,7 +16,7 @@ from cssoftmax import evaluation, files, losses, metrics, networks, recipes, tra
 from cssoftmax.checkpoint import epochs_done
 from cssoftmax.classifier import Classifier, as_input, embed
 from cssoftmax.data import Dataset, Split, channel_statistics
-from cssoftmax.data.dataset import at_most, some
+from cssoftmax.data.split import at_most, some
 from cssoftmax.networks import Standardize, Whitening
 from cssoftmax.processes import fully_sharded, whole
 from cssoftmax.runs import (

@@ -25,8 +25,8 @@ from cssoftmax.data import (
     validation_split,
 )
 from cssoftmax.data.augment import ImageAugment, SoundAugment
-from cssoftmax.data.dataset import some
 from cssoftmax.data.sound import NAMED as NAMED_SOUNDS
+from cssoftmax.data.split import some
 from cssoftmax.data.table import OnError
 from cssoftmax.networks import Standardize, Whitening
 from cssoftmax.recipes import Recipe

@@ -62,7 +62,7 @@ def test_round_trip(tmp_path):
 
 def test_a_hit_equals_a_fresh_decode(folder, monkeypatch):
     fresh = load(folder)
-    monkeypatch.setattr("cssoftmax.data.dataset.decode_images", None)
+    monkeypatch.setattr("cssoftmax.data.load.decode_images", None)
     hit = load(folder)
     assert torch.equal(fresh.train.inputs, hit.train.inputs)
     assert torch.equal(fresh.test.inputs, hit.test.inputs)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cssoftmax.data import DataError, Pixels, Streamed, hold_out_classes, load_dataset, validation_split
-from cssoftmax.data.dataset import some
 from cssoftmax.data.shards import Shards, _Reader, read_ahead
+from cssoftmax.data.split import some
 
 
 def png(pixels):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cssoftmax.data import DataError, Split, channel_statistics, load_dataset, validation_split
-from cssoftmax.data.dataset import stratified_mask
+from cssoftmax.data.split import stratified_mask
 
 
 @given(

@@ -124,7 +124,7 @@ def _of_parquet(name: str, root: Path, files: Sequence[Path]) -> Stream:
 def _digits() -> Stream:
     from PIL import Image
 
-    from cssoftmax.data.dataset import digits
+    from cssoftmax.data.load import digits
 
     samples = digits(None)
 
