@@ -22,8 +22,8 @@ import torch
 from torch import distributed, multiprocessing
 from torch.distributed.device_mesh import init_device_mesh
 
-from cssoftmax import CSSoftmaxLoss, collectives, files, processor
-from cssoftmax.sharded import shard_loss, step_drawn_rows
+from cssoftmax import CSSoftmaxLoss, files, processor
+from cssoftmax.sharded import collectives, shard_loss, step_drawn_rows
 
 ROWS, SIZE = 256, 128
 

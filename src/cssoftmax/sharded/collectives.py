@@ -1,15 +1,17 @@
-"""Exchanges between the ranks of a sharded loss, those of gradients among them.
+"""The ranks of a sharded loss, and exchanges between them, those of gradients among them.
 
 Each says what it means when a rank no longer answers. The functions of autograd send gradients back the way that values
 came.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import functional as F
 
 P = ParamSpec("P")
@@ -34,6 +36,37 @@ def answered(collective: Callable[P, R]) -> Callable[P, R]:
             ) from error
 
     return run
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a sharded loss: ``classes`` share out the classes; each group of ``data`` has the same ones."""
+
+    mesh: DeviceMesh
+
+    @property
+    def classes(self) -> Group:
+        return self.mesh.get_group(self.mesh.ndim - 1)
+
+    @property
+    def data(self) -> list[Group]:
+        return [self.mesh.get_group(dimension) for dimension in range(self.mesh.ndim - 1)]
+
+    @property
+    def number(self) -> int:
+        """Of those that share out the classes."""
+        number: int = self.mesh.size(self.mesh.ndim - 1)
+        return number
+
+    @property
+    def rank(self) -> int:
+        """This process among them."""
+        return self.mesh.get_local_rank(self.mesh.ndim - 1)
+
+    def bounds(self, rows: int, rank: int | None = None) -> tuple[int, int]:
+        """Of ``rows`` that ``torch.chunk`` shares out, the first that a rank has, and the first after those."""
+        chunk, rank = -(-rows // self.number), self.rank if rank is None else rank
+        return min(rank * chunk, rows), min((rank + 1) * chunk, rows)
 
 
 @answered

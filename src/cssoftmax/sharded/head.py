@@ -1,19 +1,7 @@
-"""The head over many processes: each class's weights live on one rank of a device mesh.
-
-Every rank calls the loss with its own rows and labels among all classes. The rows are gathered; each rank maps their
-cosines to the classes it has; and of the (N, C) matrix only numbers per row, (N,), travel: the cosine to the own class,
-from the rank that has it to all, and the log-sum-exp of the others, as a maximum and a sum. Gradients of class weights
-arise where the weights are; those of the embeddings return to the ranks that the rows came from.
-
-Gradients follow the convention of ``DistributedDataParallel`` and FSDP: what is minimised is the *mean over ranks* of
-what each rank runs backward. "mean" and "sum" are over the rows of all ranks, and every rank has the same value. So
-class weights have the gradient that the whole head would have; embeddings have theirs times the number of ranks, which
-the average over ranks that DDP and FSDP take of the network's gradients divides out again.
-"""
+"""The loss on the classes that a rank has, and what the ranks tell each other of it."""
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -22,12 +10,12 @@ from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 from torch.nn import functional as F
-from torch.optim.optimizer import Optimizer
 
-from cssoftmax import collectives, engine, functional
-from cssoftmax.collectives import Group
+from cssoftmax import engine, functional
 from cssoftmax.engine import chunked, eager, rowwise, triton
 from cssoftmax.losses import SimilarityLoss
+from cssoftmax.sharded import collectives
+from cssoftmax.sharded.collectives import Group, Ranks
 from cssoftmax.similarity import CosFace, Similarity
 
 L = TypeVar("L", bound=SimilarityLoss)
@@ -109,107 +97,6 @@ def shard_loss(loss: L, mesh: DeviceMesh, *, sample_rate: float = 1.0) -> L:
     loss.sample_rate = float(sample_rate)
     loss._watch()
     return loss
-
-
-def step_drawn_rows(optimizer: Optimizer, loss: SimilarityLoss) -> None:
-    """Lets every step of ``optimizer`` pass over the class weights of ``loss`` that have no gradient; call it once.
-
-    Those are, of a loss sharded with a ``sample_rate``, the ones not drawn. They, their momentum and whatever else the
-    optimizer keeps stay as they are; nor does weight decay move them. For optimizers that treat each number of a
-    parameter alike (SGD, Adam, AdamW, ...).
-
-    Raises:
-        ValueError: the loss is not sharded, or its weights are not in the optimizer.
-    """
-    if not isinstance(loss, Sharded):
-        raise ValueError("loss: it is not sharded, and draws no rows; see shard_loss")
-    if not any(parameter is loss.weight for group in optimizer.param_groups for parameter in group["params"]):
-        raise ValueError("optimizer: the class weights of this loss are not in it")
-    extracts: list[_Extract] = []
-
-    def before(optimizer: Optimizer, *_: object) -> None:
-        own = {id(parameter) for parameter in loss.parameters()}
-        for group in optimizer.param_groups:
-            for place, parameter in enumerate(group["params"]):
-                if id(parameter) in own and parameter.grad is not None:
-                    extracts.append(_Extract.make(optimizer, group["params"], place))
-
-    def after(optimizer: Optimizer, *_: object) -> None:
-        while extracts:
-            extracts.pop().put_back(optimizer)
-
-    optimizer.register_step_pre_hook(before)
-    optimizer.register_step_post_hook(after)
-
-
-@dataclass
-class _Extract:
-    """The rows of a parameter that have a gradient, in its place in an optimizer while that makes a step."""
-
-    parameters: list[Tensor]
-    place: int
-    whole: DTensor
-    rows: Tensor
-    state: dict[str, Any]
-
-    @classmethod
-    def make(cls, optimizer: Optimizer, parameters: list[Tensor], place: int) -> "_Extract":
-        whole = parameters[place]
-        assert isinstance(whole, DTensor)
-        gradient = _here(whole.grad)
-        rows = gradient.reshape(len(gradient), -1).ne(0).any(1).nonzero().squeeze(1)
-        state = optimizer.state.pop(whole, {})
-        part = nn.Parameter(_here(whole)[rows])
-        part.grad = gradient[rows]
-        parameters[place] = part
-        optimizer.state[part] = {
-            name: _here(value)[rows] if isinstance(value, DTensor) else value for name, value in state.items()
-        }
-        return cls(parameters, place, whole, rows, state)
-
-    def put_back(self, optimizer: Optimizer) -> None:
-        part = self.parameters[self.place]
-        self.parameters[self.place] = self.whole
-        _here(self.whole)[self.rows] = part.detach()
-        for name, value in optimizer.state.pop(part, {}).items():
-            if isinstance(value, Tensor) and value.shape == part.shape:
-                whole = self.state.get(name)
-                whole = torch.zeros_like(self.whole.detach()) if whole is None else whole
-                _here(whole)[self.rows] = value
-                value = whole
-            self.state[name] = value
-        optimizer.state[self.whole] = self.state
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """The processes of a sharded loss: ``classes`` share out the classes; each group of ``data`` has the same ones."""
-
-    mesh: DeviceMesh
-
-    @property
-    def classes(self) -> Group:
-        return self.mesh.get_group(self.mesh.ndim - 1)
-
-    @property
-    def data(self) -> list[Group]:
-        return [self.mesh.get_group(dimension) for dimension in range(self.mesh.ndim - 1)]
-
-    @property
-    def number(self) -> int:
-        """Of those that share out the classes."""
-        number: int = self.mesh.size(self.mesh.ndim - 1)
-        return number
-
-    @property
-    def rank(self) -> int:
-        """This process among them."""
-        return self.mesh.get_local_rank(self.mesh.ndim - 1)
-
-    def bounds(self, rows: int, rank: int | None = None) -> tuple[int, int]:
-        """Of ``rows`` that ``torch.chunk`` shares out, the first that a rank has, and the first after those."""
-        chunk, rank = -(-rows // self.number), self.rank if rank is None else rank
-        return min(rank * chunk, rows), min((rank + 1) * chunk, rows)
 
 
 class Sharded(SimilarityLoss):
@@ -524,13 +411,6 @@ class Sharded(SimilarityLoss):
     def _over_all(self, local: Tensor) -> Tensor:
         total: Tensor = collectives.Sum.apply(local, [*self.ranks.data, self.ranks.classes])  # type: ignore[no-untyped-call]
         return total
-
-
-def _here(values: Tensor | None) -> Tensor:
-    """The rank's part of a DTensor."""
-    assert isinstance(values, DTensor)
-    local: Tensor = values.to_local()
-    return local.detach()
 
 
 def _tiled(*arguments: Any, precision: str) -> tuple[Tensor, Tensor, Tensor | None]:
