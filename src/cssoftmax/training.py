@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
@@ -106,25 +107,10 @@ def fit(
     augment = augmentation(recipe)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     chooser = None if proxy is None else _Chooser(proxy, recipe, accelerator)
-    fully = fully_sharded(accelerator)
-    average = _moving_average(model, recipe.ema, in_parts=fully) if recipe.ema or recipe.lookahead else None
-    if fully:
-        for one in (model, *([cast(Classifier, average.module)] if average is not None else [])):
-            shard_network(one.network, accelerator)
-        optimizer = _optimizer(model, recipe)
-        network, prepared = model.network, accelerator.prepare_optimizer(optimizer)
-    else:
-        if device.type == "cuda":
-            model.network.compile()
-        optimizer = _optimizer(model, recipe)
-        network, prepared = accelerator.prepare(model.network, optimizer)
-    loss: nn.Module = model.loss
-    if not is_sharded(model.loss.weight):
-        loss = nn.parallel.DistributedDataParallel(loss) if fully else accelerator.prepare(loss)
-    elif getattr(model.loss, "sample_rate", 1.0) < 1:
-        from cssoftmax.sharded import step_drawn_rows
-
-        step_drawn_rows(optimizer, model.loss)
+    average = None
+    if recipe.ema or recipe.lookahead:
+        average = _moving_average(model, recipe.ema, in_parts=fully_sharded(accelerator))
+    network, loss, optimizer, prepared = _on_all_processes(model, average, recipe, accelerator)
 
     batch_size = min(recipe.batch_size, len(target))
     steps_per_epoch = len(target) // batch_size
@@ -159,13 +145,7 @@ def fit(
             buffers = [buffer.clone() for buffer in model.buffers()]
             model.train()
             with accelerator.autocast():
-                if recipe.mixup:
-                    batch, labels, others, share = mixup(batch, labels, recipe.mixup)
-                    embeddings = network(batch)
-                    value = share * loss(embeddings, labels) + (1 - share) * loss(embeddings, others)
-                else:
-                    embeddings = network(batch)
-                    value = loss(embeddings, labels)
+                embeddings, value = _forward(network, loss, batch, labels, recipe.mixup)
             accelerator.backward(value)
             if recipe.clip_norm:
                 accelerator.unscale_gradients(prepared)
@@ -233,6 +213,41 @@ def fit(
             if (stopping or (stop.requested and accelerator.num_processes == 1)) and progress.step < progress.steps:
                 raise Interrupted(f"stopped after step {progress.step} of {progress.steps}")
     return _evaluated(model, average)
+
+
+def _on_all_processes(
+    model: Classifier, average: AveragedModel | None, recipe: Recipe, accelerator: Accelerator
+) -> tuple[nn.Module, nn.Module, torch.optim.SGD, AcceleratedOptimizer]:
+    """Network and loss as a step calls them, their optimizer, and the same as a step uses it."""
+    fully = fully_sharded(accelerator)
+    if fully:
+        for one in (model, *([cast(Classifier, average.module)] if average is not None else [])):
+            shard_network(one.network, accelerator)
+        optimizer = _optimizer(model, recipe)
+        network, prepared = model.network, accelerator.prepare_optimizer(optimizer)
+    else:
+        if accelerator.device.type == "cuda":
+            model.network.compile()
+        optimizer = _optimizer(model, recipe)
+        network, prepared = accelerator.prepare(model.network, optimizer)
+    loss: nn.Module = model.loss
+    if not is_sharded(model.loss.weight):
+        loss = nn.parallel.DistributedDataParallel(loss) if fully else accelerator.prepare(loss)
+    elif getattr(model.loss, "sample_rate", 1.0) < 1:
+        from cssoftmax.sharded import step_drawn_rows
+
+        step_drawn_rows(optimizer, model.loss)
+    return network, loss, optimizer, prepared
+
+
+def _forward(network: nn.Module, loss: nn.Module, batch: Tensor, labels: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """Embeddings of a batch and its loss, mixed up where ``alpha`` is over 0."""
+    if not alpha:
+        embeddings: Tensor = network(batch)
+        return embeddings, loss(embeddings, labels)
+    batch, labels, others, share = mixup(batch, labels, alpha)
+    embeddings = network(batch)
+    return embeddings, share * loss(embeddings, labels) + (1 - share) * loss(embeddings, others)
 
 
 class _Chooser:
