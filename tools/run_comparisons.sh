@@ -14,17 +14,17 @@ PYTHON=${PYTHON:-python}
 AMP=${AMP:-$($PYTHON -c 'from cssoftmax import processor; print("bf16" if processor.bfloat16_slowdown() < 1 else "no")')}
 
 # Name, hours, and what `cssoftmax compare` takes: the short ones first, the protocols of cosine losses last. The hours
-# are reckoned for five losses on two cores that do bf16, from 27 s an epoch of cifar, 7 of mnist, 4 of fsdd, 3 of esc10.
+# are reckoned for five losses on two cores that do bf16, from 14 s an epoch of cifar, 7 of mnist, 4 of fsdd, 1 of esc10.
 comparisons() {
     cat <<'END'
 mnist-closed          0.6 mnist    --epochs 4  --tune 6 --seeds 5
 fsdd-closed           0.7 fsdd     --epochs 10 --tune 8 --seeds 5
-cifar10-closed        1.7 cifar10  --epochs 6  --tune 5 --seeds 3
-cifar100-closed       1.7 cifar100 --epochs 6  --tune 5 --seeds 3
-esc10-closed          2.9 esc10    --epochs 30 --tune 2 --seeds 3
+cifar10-closed        1.0 cifar10  --epochs 6  --tune 5 --seeds 3
+cifar100-closed       1.0 cifar100 --epochs 6  --tune 5 --seeds 3
+esc10-closed          1.1 esc10    --epochs 30 --tune 2 --seeds 3
 fsdd-verification     1.7 fsdd     --epochs 10 --tune 2 --seeds 3 --protocol verification
-cifar100-verification 1.0 cifar100 --epochs 6  --tune 3 --seeds 3 --protocol verification
-cifar100-open         1.0 cifar100 --epochs 6  --tune 3 --seeds 3 --protocol open
+cifar100-verification 0.6 cifar100 --epochs 6  --tune 3 --seeds 3 --protocol verification
+cifar100-open         0.6 cifar100 --epochs 6  --tune 3 --seeds 3 --protocol open
 END
 }
 
