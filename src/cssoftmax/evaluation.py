@@ -45,7 +45,7 @@ def evaluate(
     sample = some(dataset.train, NEIGHBOURS, config["seed"])
     neighbours, _ = embed(model, sample, accelerator=accelerator)
     tested = dataset.test if isinstance(dataset.test.inputs, Tensor) else some(dataset.test, BLENDS, config["seed"])
-    blended = Split(blends(tested, at_most(BLENDS, tested), config["seed"]), tested.target[:0], None)
+    blended = Split(blends(tested, at_most(tested, BLENDS), config["seed"]), tested.target[:0], None)
     strangers = embed(model, blended, accelerator=accelerator)[0] if len(blended.inputs) else embeddings[:0]
     watcher.on_phase("measuring")
     measures = metrics.measure(

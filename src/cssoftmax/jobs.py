@@ -203,7 +203,7 @@ def _looked_at(split: Split, seed: int) -> Split:
     """The split in memory; of a streamed one some samples, decoded."""
     if isinstance(split.inputs, Tensor):
         return split
-    known = some(split, at_most(LOOKED_AT, split), seed)
+    known = some(split, at_most(split, LOOKED_AT), seed)
     return replace(known, inputs=known.inputs[:])
 
 

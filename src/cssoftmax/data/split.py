@@ -171,7 +171,7 @@ def some(split: Split, count: int, seed: int) -> Split:
     )
 
 
-def at_most(count: int, split: Split) -> int:
+def at_most(split: Split, count: int) -> int:
     """As many samples, or, of a stream, as few as may be held decoded."""
     if isinstance(split.inputs, Tensor):
         return count

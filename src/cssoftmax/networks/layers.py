@@ -10,16 +10,16 @@ def conv(
     outputs: int,
     stride: int = 1,
     *,
-    kernel: int = 3,
     pool: nn.Module | None = None,
     activation: nn.Module | None = None,
 ) -> nn.Sequential:
-    """Convolution, batch normalisation, pooling, activation (ReLU); same height and width at stride 1, without pooling.
+    """A 3x3 convolution, batch normalisation, pooling if any, and activation (ReLU).
 
-    Max pooling before a ReLU gives the numbers of max pooling after it, and leaves it a quarter of the work.
+    At stride 1 only pooling changes height and width. Max pooling before a ReLU gives the numbers of max pooling after
+    it, and leaves it a quarter of the work.
     """
     layers: list[nn.Module] = [
-        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
+        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
         nn.BatchNorm2d(outputs),
     ]
     if pool is not None:
