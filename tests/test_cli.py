@@ -102,6 +102,24 @@ def test_help_has_examples_and_the_version_is_that_of_the_package(command):
         assert f"cssoftmax {name}" in text.partition("Example")[2]
 
 
+def test_help_waits_for_no_library_that_it_does_not_need():
+    late = {
+        "sklearn",
+        "scipy",
+        "pandas",
+        "matplotlib",
+        "datasets",
+        "librosa",
+        "kornia",
+        "optuna",
+        "plotly",
+        "onnxruntime",
+    }
+    code = f"import sys, cssoftmax.cli; print({late} & sys.modules.keys())"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "set()\n"
+
+
 MISTAKES = {
     ("train", "--loss", "hinge"): "--loss: 'hinge' is not one of cs-softmax, softmax",
     ("train", "--network", "vgg"): "--network: 'vgg' is not one of lenet",

@@ -1,6 +1,5 @@
 """Measures of the logits: is the class right, and is its probability?"""
 
-import sklearn.metrics
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -101,6 +100,8 @@ def confusion_matrix(logits: Tensor, target: Tensor) -> Tensor:
     tensor([[1, 0],
             [1, 1]])
     """
+    import sklearn.metrics
+
     scores, classes = logits_and_labels(logits, target)
     taken = scores.numpy().argmax(1)  # NumPy promises the first of equal ones, PyTorch does not
     return torch.from_numpy(sklearn.metrics.confusion_matrix(classes.numpy(), taken, labels=range(scores.shape[1])))

@@ -1,6 +1,5 @@
 """Open set: can samples of classes that were never trained on be told from those of the known ones, to reject them?"""
 
-import sklearn.metrics
 import torch
 from torch import Tensor
 
@@ -51,6 +50,8 @@ def unknown_auroc(known: Tensor, unknown: Tensor) -> float:
     >>> unknown_auroc(torch.tensor([0.9, 0.4]), torch.tensor([0.5, 0.1]))
     0.75
     """
+    import sklearn.metrics
+
     for name, scores in (("known", known), ("unknown", unknown)):
         if scores.ndim != 1 or len(scores) == 0 or not scores.isfinite().all():
             raise ValueError(f"{name}: expected finite scores (N,), at least one, got shape {tuple(scores.shape)}")

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from itertools import combinations_with_replacement
 
 import numpy as np
-import scipy.stats
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
@@ -78,6 +77,8 @@ def bootstrap_interval(differences: Numbers, level: float = 0.95) -> tuple[float
     >>> bootstrap_interval([1.0, 1.0, 1.0])
     (1.0, 1.0)
     """
+    import scipy.stats
+
     d = _checked(differences)
     if not 0 < level < 1:
         raise ValueError(f"level: {level} is outside (0, 1)")
@@ -104,6 +105,8 @@ def paired_test(differences: Numbers) -> float:
     >>> paired_test([0.1, 0.1, 0.1]), paired_test([0.0, 0.0])
     (0.25, 1.0)
     """
+    import scipy.stats
+
     d = _checked(differences)
     if len(d) == 1:
         return math.nan

@@ -9,9 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import sklearn.metrics
 import torch
-from sklearn.exceptions import UndefinedMetricWarning
 from torch import Tensor
 
 from cssoftmax.metrics import _products
@@ -98,6 +96,9 @@ def roc(scores: Tensor, same: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     >>> far.tolist(), tar.tolist()
     ([0.0, 0.0, 1.0, 1.0], [0.0, 0.5, 0.5, 1.0])
     """
+    import sklearn.metrics
+    from sklearn.exceptions import UndefinedMetricWarning
+
     for name, x in (("scores", scores), ("same", same)):
         if not isinstance(x, Tensor):
             raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")

@@ -3,15 +3,15 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from typing import TYPE_CHECKING, Any
 
 from cssoftmax import files
 from cssoftmax.metrics import MEASURES, OPTIONAL_MEASURES, Measure, format_difference, format_value
 from cssoftmax.report.figures import GREY, INK, OTHER, OWN, png, styled
 from cssoftmax.report.markdown import Table, escape, markdown
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Result = Mapping[str, Any]
 
@@ -94,11 +94,14 @@ def difference_table(result: Result, key: str) -> Table:
 
 
 @styled
-def box_plot(result: Result) -> Figure:
+def box_plot(result: Result) -> "Figure":
     """The seeds of every loss in the headline measures: a panel a measure, a box and the seeds as dots a loss.
 
     Boxes are the quartiles, their line the median, whiskers the range. The dashed line is the baseline's mean.
     """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
     losses, keys = result["losses"], [key for key in result["headlines"] if key in result["measures"]]
     columns = min(len(keys), 2)
     rows = -(-len(keys) // columns)

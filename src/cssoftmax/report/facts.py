@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from scipy.stats import norm
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -152,7 +151,7 @@ def verification(run: Run) -> Facts | None:
     index = torch.unique(torch.searchsorted(far, steps.sort().values, right=True).sub(1).clamp(min=0))
     far, tar = far[index], tar[index]
     inside = (far > 0) & (far < 1) & (tar > 0) & (tar < 1)
-    deviates = [torch.from_numpy(norm.ppf(rate[inside].numpy())) for rate in (far, 1 - tar)]
+    deviates = [torch.special.ndtri(rate[inside]) for rate in (far, 1 - tar)]
     return {
         "far": _significant(far),
         "tar": _significant(tar),

@@ -4,12 +4,10 @@ import io
 import warnings
 from collections.abc import Callable
 from functools import cache, wraps
-from typing import Any, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec
 
-import matplotlib
-from matplotlib import font_manager
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 P = ParamSpec("P")
 
@@ -73,33 +71,40 @@ FALLBACK_FONTS = (
 
 
 def _style() -> Any:
+    import matplotlib
+
     return matplotlib.rc_context(STYLE | {"font.family": ["DejaVu Sans", *_fallback_fonts()]})
 
 
 @cache
 def _fallback_fonts() -> list[str]:
+    from matplotlib import font_manager
+
     installed = set(font_manager.get_font_names())
     return [name for name in FALLBACK_FONTS if name in installed]
 
 
-def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+def styled(draw: Callable[P, "Figure"]) -> Callable[P, "Figure"]:
     """Draws in this package's style."""
 
     @wraps(draw)
-    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> "Figure":
         with _style():
             return draw(*args, **kwargs)
 
     return drawn
 
 
-def png(figure: Figure) -> bytes:
+def png(figure: "Figure") -> bytes:
     """The figure as a PNG file's content, 150 dots an inch; the same bytes for the same figure.
 
     Example:
+        >>> from matplotlib.figure import Figure
         >>> png(Figure(figsize=(1, 1)))[1:4]
         b'PNG'
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     content = io.BytesIO()
     with _style(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
