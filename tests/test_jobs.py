@@ -110,7 +110,7 @@ def test_evaluate_finds_exactly_what_train_found(run, options):
 
 
 def test_sounds_train_with_their_augmentation_and_mixup(run, tones, tmp_path):
-    changes = TINY | {"mixup": 0.2, "epochs": 20, "width": 4}
+    changes = TINY | {"mixup": 0.2, "epochs": 40, "width": 8}
     folder = jobs.train(Source(str(tones)), tmp_path / "run", recipe_changes=changes)
     config = read(folder / "config.json")
     assert (config["kind"], config["recipe"]["network"], config["recipe"]["mixup"]) == ("sound", "melnet", 0.2)
@@ -228,6 +228,23 @@ def test_a_run_is_not_trained_over(run, tmp_path):
     with pytest.raises(JobError, match=r"other/config.json: does not describe a run"):
         run("other")
     assert (tmp_path / "other" / "config.json").read_text() == '{"model_type": "bert"}'
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.3])
+def test_the_margin_rises_in_its_share_of_the_steps(run, mixup):
+    watched, margins = [], []
+    watcher = Watcher(
+        on_start=lambda dataset, recipe, model, epoch: watched.append(model.loss),
+        on_step=lambda progress: margins.append(float(watched[0].margin)),
+    )
+    settings = {"epochs": 4, "warmup": 0.5, "mixup": mixup}
+    folder = run("risen", loss="arcface", changes=settings, watcher=watcher)
+    steps = len(margins)
+    assert steps >= 8
+    assert margins == pytest.approx([0.5 * min((step + 1) / (steps / 2), 1) for step in range(steps)], abs=1e-6)
+    config = runs.read_config(folder)
+    assert config["loss"]["margin"] == 0.5
+    assert float(runs.load_model(folder).loss.margin) == 0.5
 
 
 def stopping_at(step):

@@ -39,7 +39,7 @@ from cssoftmax import (
     reference,
 )
 from cssoftmax.functional import cs_softmax_loss, similarity_loss
-from cssoftmax.losses import LOSSES, build, settings_of
+from cssoftmax.losses import LOSSES, build, settings_of, warmed_up
 from cssoftmax.losses.base import PATIENCE
 from cssoftmax.similarity import ArcFace, CosFace, CSSoftmax, SOSoftmax
 
@@ -1121,3 +1121,30 @@ def test_center_loss_is_added_to_any_other(family):
     (alone,) = torch.autograd.grad(loss(x, y), x)
     (both,) = torch.autograd.grad(loss(x, y) + 0.5 * center(x, y), x)
     torch.testing.assert_close(both, alone + 0.5 * (x - center.centers[y]).detach() / len(y))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_margin_that_rises_begins_with_none_and_ends_as_it_is(name):
+    whole, risen = build(name, 8, 5), build(name, 8, 5, **warmed_up(name, {}, 4))
+    rising = {"margin", "upper_margin", "relaxation"} & inspect.signature(LOSSES[name]).parameters.keys()
+    if not rising or name == "sphereface":
+        assert settings_of(risen) == settings_of(whole)
+        return
+    risen.weight.data.copy_(whole.weight.data)
+    assert risen.scale == whole.scale
+    x, y = 20 * torch.randn(6, 8, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 5
+    own = (name, 8, 5)
+    none = build(*own, **{"relaxation": 0.5} if name == "circle" else dict.fromkeys(rising, 0.0), scale=whole.scale)
+    none.weight.data.copy_(whole.weight.data)
+    torch.testing.assert_close(risen.eval()(x, y), none.eval()(x, y))
+    risen.train()
+    for _ in range(4):
+        risen(x, y)
+    whole.load_state_dict(risen.state_dict(), strict=False)  # what else moves in training
+    torch.testing.assert_close(risen.eval()(x, y), whole.eval()(x, y))
+
+
+def test_no_margin_rises_that_is_a_schedule_or_differs_by_class():
+    for margin in ({"start": 0.1, "end": 0.2, "steps": 7}, [0.1, 0.2, 0.3]):
+        assert warmed_up("arcface", {"margin": margin, "scale": 9.0}, 5) == {"margin": margin, "scale": 9.0}
+    assert warmed_up("arcface", {"margin": 0.2}, 0) == {"margin": 0.2}

@@ -102,6 +102,7 @@ def train(
         "preprocessing": asdict(dataset.preprocessing),
         "loss": {"name": loss, **losses.settings_of(built)},
         "recipe": asdict(recipe),
+        "margin_warmup_steps": training.margin_warmup_steps(dataset.train, recipe),
         "seed": seed,
         "amp": amp,
         "cpu": cpu,

@@ -203,7 +203,9 @@ def proxy_of(config: Mapping[str, Any], model: Classifier) -> Classifier | None:
 
 def _loss(config: Mapping[str, Any]) -> losses.SimilarityLoss:
     settings = {key: value for key, value in config["loss"].items() if key != "name"}
-    return losses.build(config["loss"]["name"], config["recipe"]["embedding_size"], len(config["classes"]), **settings)
+    name, embedding_size, classes = config["loss"]["name"], config["recipe"]["embedding_size"], len(config["classes"])
+    settings = losses.warmed_up(name, settings, config.get("margin_warmup_steps", 0))
+    return losses.build(name, embedding_size, classes, **settings)
 
 
 def recipe_of(config: Mapping[str, Any]) -> Recipe:

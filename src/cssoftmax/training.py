@@ -113,7 +113,7 @@ def fit(
     network, loss, optimizer, prepared = _on_all_processes(model, average, recipe, accelerator)
 
     batch_size = min(recipe.batch_size, len(target))
-    steps_per_epoch = len(target) // batch_size
+    steps_per_epoch = _steps_per_epoch(split, recipe)
     progress = Progress(0, steps_per_epoch * recipe.epochs, steps_per_epoch)
     kept = _kept(model, optimizer, average, chooser)
     if resume and checkpoint.exists():
@@ -313,6 +313,16 @@ def _mirrored(recipe: Recipe, samples: int, seed: int) -> Tensor | None:
     if not (isinstance(recipe.augment, ImageAugment) and recipe.augment.flip):
         return None
     return torch.rand(samples, generator=_generator(seed, -1)) < 0.5
+
+
+def margin_warmup_steps(split: Split, recipe: Recipe) -> int:
+    """Training forwards of the loss in which its margin rises, as the learning rate does; mixup takes two a step."""
+    steps = _steps_per_epoch(split, recipe) * recipe.epochs
+    return round(recipe.warmup * steps) * (2 if recipe.mixup else 1)
+
+
+def _steps_per_epoch(split: Split, recipe: Recipe) -> int:
+    return len(split.target) // min(recipe.batch_size, len(split.target))
 
 
 def flops(model: Classifier, split: Split, epochs: int, proxy: Classifier | None = None) -> float:

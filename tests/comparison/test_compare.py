@@ -62,6 +62,21 @@ def test_one_seed_gives_every_loss_the_same_first_network_and_the_same_batches(t
     assert seen[0][0][0] != seen[1][0][0]
 
 
+def test_margins_rise_in_trials_and_in_runs(tmp_path, monkeypatch):
+    seen = []
+    fit = training.fit
+
+    def watched(model, *arguments, **options):
+        first = float(model.loss.margin)
+        trained = fit(model, *arguments, **options)
+        seen.append((first, float(trained.loss.margin)))
+        return trained
+
+    monkeypatch.setattr(training, "fit", watched)
+    run(tmp_path, losses=("arcface", "cosface"), seeds=1, tune=1)
+    assert torch.tensor(sorted(seen)).allclose(torch.tensor([(0.0, 0.35), (0.0, 0.35), (0.0, 0.5), (0.0, 0.5)]))
+
+
 def test_what_is_written_says_how_it_was_made(uninterrupted):
     result = json.loads((uninterrupted / "comparison.json").read_text())
     assert (result["trials"], result["runs"], result["epochs"], result["seeds"]) == (4, 4, 1, [0, 1])

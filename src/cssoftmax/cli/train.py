@@ -96,7 +96,9 @@ def train(
         Literal["one-cycle", "cosine"] | None,
         typer.Option(help="How the learning rate falls: on a straight line, or along half a cosine."),
     ] = None,
-    warmup: Annotated[float | None, typer.Option(help="Fraction of steps in which the learning rate rises.")] = None,
+    warmup: Annotated[
+        float | None, typer.Option(help="Fraction of steps in which learning rate and margin rise.")
+    ] = None,
     label_smoothing: Annotated[
         float | None, typer.Option(help="Share of the target that goes to all classes, in [0, 1).")
     ] = None,

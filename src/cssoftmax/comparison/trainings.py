@@ -81,6 +81,7 @@ def _try(setup: Setup, task: Task, on_step: Callable[[Progress], None]) -> Line:
         "input_shape": dataset.train.inputs.shape[1:],
         "loss": {"name": task.loss, "label_smoothing": recipe.label_smoothing, **own},
         "recipe": asdict(recipe),
+        "margin_warmup_steps": training.margin_warmup_steps(dataset.train, recipe),
         "seed": setup.seed,
         "amp": setup.amp,
         "cpu": setup.cpu,

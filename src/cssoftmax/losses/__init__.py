@@ -2,7 +2,7 @@
 
 from cssoftmax.losses.adaptive import AdaCosLoss, AdaFaceLoss, CurricularFaceLoss, ElasticFaceLoss, MagFaceLoss
 from cssoftmax.losses.base import SimilarityLoss
-from cssoftmax.losses.catalogue import LOSSES, build, settings_of
+from cssoftmax.losses.catalogue import LOSSES, build, settings_of, warmed_up
 from cssoftmax.losses.center import CenterLoss
 from cssoftmax.losses.margins import (
     ArcFaceLoss,
@@ -36,4 +36,5 @@ __all__ = [
     "SubCenterArcFaceLoss",
     "build",
     "settings_of",
+    "warmed_up",
 ]

@@ -39,6 +39,8 @@ LOSSES: dict[str, Callable[..., SimilarityLoss]] = {
     "circle": CircleLoss,
     "so-softmax": SOSoftmaxLoss,
 }
+NO_MARGIN = {"margin": 0.0, "upper_margin": 0.0, "relaxation": 0.5}
+"""The factors that are a margin, and where there is none."""
 
 
 def build(name: str, in_features: int, num_classes: int, **settings: Any) -> SimilarityLoss:
@@ -71,6 +73,30 @@ def build(name: str, in_features: int, num_classes: int, **settings: Any) -> Sim
         return LOSSES[name](in_features, num_classes, **settings)
     except TypeError as error:
         raise ValueError(str(error)) from error
+
+
+def warmed_up(name: str, settings: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """The settings, for :func:`build`, with margins that rise on a line from none to what they are.
+
+    Why: see "A margin that rises" in docs/losses.md. What is a schedule or differs by class stays as it is, and so does
+    SphereFace, which has its annealing.
+
+    Args:
+        name: of the loss.
+        settings: its own; what is left out has its default.
+        steps: training forwards until the margins are whole; with 0 they are so from the first.
+
+    >>> warmed_up("cosface", {"scale": 20.0}, 100)
+    {'scale': 20.0, 'margin': {'start': 0.0, 'end': 0.35, 'steps': 100, 'shape': 'linear'}}
+    """
+    risen = dict(settings)
+    if steps and name != "sphereface":
+        own = inspect.signature(LOSSES[name]).parameters
+        for factor, none in NO_MARGIN.items():
+            value = settings.get(factor, own[factor].default) if factor in own else None
+            if isinstance(value, int | float):
+                risen[factor] = asdict(Schedule(none, value, steps))
+    return risen
 
 
 def settings_of(loss: SimilarityLoss) -> dict[str, Any]:

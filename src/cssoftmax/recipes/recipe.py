@@ -49,7 +49,7 @@ class Recipe:
         weight_decay: of the network's weights; biases, norms and class weights have none.
         momentum: of SGD.
         schedule: "one-cycle" rises and falls on straight lines; "cosine" falls along half a cosine.
-        warmup: the fraction of all steps in which the learning rate rises.
+        warmup: the fraction of all steps in which the learning rate rises, and with it the loss's margin.
         label_smoothing: in [0, 1).
         clip_norm: the gradient's largest norm; 0 clips nothing.
         ema: decay of the moving average of the weights that is evaluated and saved; 0 averages nothing.
