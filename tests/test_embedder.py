@@ -134,7 +134,7 @@ def test_every_kind_of_class_weight_serves(make_photos, tmp_path, loss):
 def test_sounds_embed_from_files_and_waveforms(tones, tmp_path):
     import soundfile
 
-    changes = {"width": 4, "embedding_size": 8, "epochs": 20, "batch_size": 8}
+    changes = {"width": 8, "embedding_size": 8, "epochs": 40, "batch_size": 8}
     run = jobs.train(Source(str(tones), cache_dir=tmp_path / "cache"), tmp_path / "run", recipe_changes=changes)
     embedder = Embedder.load(run)
     paths = sorted(tones.rglob("*.wav"))
