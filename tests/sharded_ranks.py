@@ -24,6 +24,7 @@ from cssoftmax.data import Split
 from cssoftmax.engine import chunked
 from cssoftmax.recipes import Recipe
 from cssoftmax.sharded import Sharded, shard_loss, step_drawn_rows
+from cssoftmax.training.optimizer import moving_average
 from cssoftmax.watcher import Watcher
 
 C, D = 13, 6
@@ -365,7 +366,7 @@ def written_again(before, after):
     """Reads the checkpoint of a training on other ranks, if there is one, and writes what it has then."""
     model = Classifier(nn.Linear(D, D), shard_loss(build("subcenter-arcface"), line()))
     optimizer = torch.optim.SGD([{"params": part.parameters()} for part in (model.network, model.loss)], 0.1, 0.9)
-    average = training._moving_average(model, 0.9)
+    average = moving_average(model, 0.9)
     kept = {"model": model, "average": average}, {"optimizer": optimizer}
     progress = Progress(2, 10, 5)
     accelerator = Accelerator(cpu=True)

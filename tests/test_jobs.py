@@ -209,7 +209,7 @@ def test_a_validation_share_is_below_one(validation):
 
 
 def test_a_diverged_start_does_not_block_the_next_one(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "MOST_LEFT_OUT", 1)
+    monkeypatch.setattr(training.endings, "MOST_LEFT_OUT", 1)
     with pytest.raises(TrainingError, match="lr: .*lower --lr"):
         run("run", loss="softmax", changes={"lr": 900.0, "epochs": 1, "batch_size": 2})
     assert sorted(path.name for path in run("run", loss="softmax").iterdir()) == FILES
@@ -330,7 +330,7 @@ def test_a_streamed_run_goes_on_at_its_exact_place(run, make_photos, tmp_path, m
     jobs.resume(tmp_path / "stopped")
     assert weights(tmp_path / "stopped") == weights(whole) and timeless(tmp_path / "stopped") == timeless(whole)
     # Killed, it goes on from what it wrote within the epoch.
-    monkeypatch.setattr(training, "SAVE_AFTER", 0.0)
+    monkeypatch.setattr(training.loop, "SAVE_AFTER", 0.0)
     with pytest.raises(SystemExit):
         run("died", source=source, watcher=stopping_at(10))
     resumed = []

@@ -112,16 +112,16 @@ def on_reading(folder: Path, number: int, act: Callable[[], object]) -> None:
 
 def stop_soon() -> None:
     """Ctrl-C in the first step of a training."""
-    from cssoftmax import training
+    from cssoftmax.training import loop
 
-    rate = training.learning_rate
+    rate = loop.learning_rate
 
     def first_step(*arguments: Any) -> float:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.1)
         return rate(*arguments)
 
-    training.learning_rate = first_step
+    loop.learning_rate = first_step
 
 
 def ask_hub_at(address: str, folder: Path) -> None:

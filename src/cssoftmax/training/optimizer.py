@@ -1,0 +1,58 @@
+"""How weights move: SGD, its learning rates, and weights that follow those in training."""
+
+from typing import cast
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
+
+from cssoftmax.classifier import Classifier
+from cssoftmax.processes import is_sharded
+from cssoftmax.recipes import Recipe
+from cssoftmax.wiring import param_groups
+
+
+def sgd(model: Classifier, recipe: Recipe) -> torch.optim.SGD:
+    """Each group remembers its peak learning rate, as ``peak``."""
+    groups = param_groups(
+        model.network,
+        model.loss,
+        lr=recipe.lr,
+        weight_decay=recipe.weight_decay,
+        class_lr_scale=recipe.class_lr_scale,
+        bias_lr_scale=recipe.bias_lr_scale,
+    )
+    for group in groups:
+        group["peak"] = group["lr"]
+    return torch.optim.SGD(groups, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Sets the learning rates to this share of their peaks."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * rate
+
+
+def moving_average(model: Classifier, decay: float, *, in_parts: bool = False) -> AveragedModel:
+    """A copy of the model that follows it; ``in_parts`` where its network is shared out over processes."""
+    if in_parts or is_sharded(model.loss.weight):  # which do not go into one operation with whole ones
+        return AveragedModel(model, avg_fn=get_ema_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
+    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+
+
+@torch.no_grad()
+def meet(fast: nn.Module, slow: nn.Module, kept: float) -> None:
+    """Moves slow weights and statistics to the fast ones, all but the share ``kept`` of the way, and these to them."""
+    pairs = zip([*fast.parameters(), *fast.buffers()], [*slow.parameters(), *slow.buffers()], strict=True)
+    for ahead, behind in pairs:
+        if ahead.is_floating_point():
+            behind.lerp_(ahead, 1 - kept)
+            ahead.copy_(behind)
+        else:
+            behind.copy_(ahead)
+
+
+def evaluated(model: Classifier, average: AveragedModel | None) -> Classifier:
+    """The one of the two that a training is for."""
+    return model if average is None else cast(Classifier, average.module)
