@@ -151,6 +151,18 @@ def test_class_weights_have_their_own_learning_rate_and_no_decay(checkpoint):
     assert torch.equal(classifier.loss.weight, before)
 
 
+def test_muon_turns_the_network_s_weights_and_leaves_the_rest_to_sgd(checkpoint):
+    classifier, other = model(), model()
+    layer, length = classifier.network[1], classifier.network[1].weight.norm().item()
+    trained(checkpoint, classifier, optimizer="muon", lr=0.05)
+    trained(checkpoint.with_name("sgd"), other, lr=0.05)
+    assert layer.weight.norm().item() == pytest.approx(length, rel=1e-5)
+    assert not torch.allclose(layer.weight, model().network[1].weight, atol=1e-2)
+    assert not torch.equal(classifier.network[2].bias, torch.zeros(4))
+    assert not torch.equal(classifier.loss.weight, model().loss.weight)
+    assert abs(other.network[1].weight.norm().item() - length) > 1e-3
+
+
 def test_autocast_lowers_the_network_and_leaves_the_loss_in_float32(checkpoint):
     from accelerate.state import AcceleratorState
 
@@ -199,8 +211,9 @@ def test_an_epoch_sees_each_sample_once_in_an_order_of_its_own(checkpoint):
         ({}, lambda: {}),
         ({"ema": 0.9, "mixup": 0.3, "augment": ImageAugment(crop_padding=1)}, lambda: {}),
         ({"lookahead": 0.8}, lambda: {"proxy": model()}),
+        ({"optimizer": "muon"}, lambda: {"proxy": model()}),
     ],
-    ids=["plain", "everything", "proxy"],
+    ids=["plain", "everything", "proxy", "muon"],
 )
 @pytest.mark.parametrize("step", [3, 5, 8])
 def test_a_training_stopped_by_ctrl_c_goes_on_bit_for_bit(tmp_path, extras, twin, step):

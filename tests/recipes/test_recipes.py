@@ -22,6 +22,7 @@ GOOD = {"network": "lenet", "width": 4, "embedding_size": 8, "epochs": 2, "batch
     {
         "network": ["", "resnet", None],
         "schedule": ["linear", None],
+        "optimizer": ["adam", None],
         "width": [0, -1, 5000, 1.5, "16", True],
         "embedding_size": [0, 70_000],
         "epochs": [0, -3, 2.0],

@@ -35,7 +35,7 @@ class RecipeError(ValueError):
 
 @dataclass(frozen=True)
 class Recipe:
-    """Network, optimizer (SGD with Nesterov momentum), schedule and augmentation of one training.
+    """Network, optimizer, schedule and augmentation of one training.
 
     Attributes:
         network: a name in :data:`cssoftmax.networks.NETWORKS`, or ``package.module:function`` of your own.
@@ -44,10 +44,13 @@ class Recipe:
         epochs: passes over the training split.
         batch_size: samples a step, over all processes together.
         lr: peak learning rate of the network.
+        optimizer: "sgd", with Nesterov momentum; or "muon" for the network's weights and SGD for the rest: then ``lr``
+            is about the angle, in radians, that a step turns a weight by, and there is no weight decay, as lengths are
+            kept: it is for networks that normalise after their weights. Source: K. Jordan, "Muon" (2024).
         class_lr_scale: the class weights' learning rate over the network's.
         bias_lr_scale: the learning rate of the network's biases and normalisation parameters over that of its weights.
         weight_decay: of the network's weights; biases, norms and class weights have none.
-        momentum: of SGD.
+        momentum: of either.
         schedule: "one-cycle" rises and falls on straight lines; "cosine" falls along half a cosine.
         warmup: the fraction of all steps in which the learning rate rises, and with it the loss's margin.
         label_smoothing: in [0, 1).
@@ -70,6 +73,7 @@ class Recipe:
     epochs: int
     batch_size: int
     lr: float
+    optimizer: Literal["sgd", "muon"] = "sgd"
     class_lr_scale: float = 1.0
     bias_lr_scale: float = 1.0
     weight_decay: float = 5e-4
@@ -91,6 +95,8 @@ class Recipe:
             raise RecipeError(f"network: {self.network!r} is not one of {known}, and not package.module:function")
         if self.schedule not in ("one-cycle", "cosine"):
             raise RecipeError(f"schedule: {self.schedule!r} is not one of one-cycle, cosine")
+        if self.optimizer not in ("sgd", "muon"):
+            raise RecipeError(f"optimizer: {self.optimizer!r} is not one of sgd, muon")
         for name, (low, high) in WHOLE.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:

@@ -37,7 +37,7 @@ from cssoftmax.training.endings import (
     warn_of_a_rising_loss,
     weights_not_finite,
 )
-from cssoftmax.training.optimizer import evaluated, meet, moving_average, set_rate, sgd
+from cssoftmax.training.optimizer import evaluated, meet, moving_average, optimizer_of, set_rate
 from cssoftmax.training.schedule import learning_rate, steps_per_epoch
 
 LOOK_AHEAD_EVERY = 5
@@ -187,12 +187,12 @@ def _on_all_processes(
     if fully:
         for one in (model, *([cast(Classifier, average.module)] if average is not None else [])):
             shard_network(one.network, accelerator)
-        optimizer = sgd(model, recipe)
+        optimizer = optimizer_of(model, recipe)
         network, prepared = model.network, accelerator.prepare_optimizer(optimizer)
     else:
         if accelerator.device.type == "cuda":
             model.network.compile()
-        optimizer = sgd(model, recipe)
+        optimizer = optimizer_of(model, recipe)
         network, prepared = accelerator.prepare(model.network, optimizer)
     loss: nn.Module = model.loss
     if not is_sharded(model.loss.weight):

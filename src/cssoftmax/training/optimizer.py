@@ -1,4 +1,4 @@
-"""How weights move: SGD, its learning rates, and weights that follow those in training."""
+"""How weights move: SGD or Muon, their learning rates, and weights that follow those in training."""
 
 from typing import cast
 
@@ -9,11 +9,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_a
 from cssoftmax.classifier import Classifier
 from cssoftmax.processes import is_sharded
 from cssoftmax.recipes import Recipe
+from cssoftmax.training.muon import turn_weights
 from cssoftmax.wiring import param_groups
 
 
-def sgd(model: Classifier, recipe: Recipe) -> torch.optim.SGD:
-    """Each group remembers its peak learning rate, as ``peak``."""
+def optimizer_of(model: Classifier, recipe: Recipe) -> torch.optim.SGD:
+    """The recipe's; each group remembers its peak learning rate, as ``peak``."""
     groups = param_groups(
         model.network,
         model.loss,
@@ -24,7 +25,13 @@ def sgd(model: Classifier, recipe: Recipe) -> torch.optim.SGD:
     )
     for group in groups:
         group["peak"] = group["lr"]
-    return torch.optim.SGD(groups, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
+    optimizer = torch.optim.SGD(groups, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
+    if recipe.optimizer == "muon":
+        classes = {id(parameter) for parameter in model.loss.parameters()}
+        for group in optimizer.param_groups:
+            if group["params"][0].ndim > 1 and id(group["params"][0]) not in classes:
+                turn_weights(optimizer, group)
+    return optimizer
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from cssoftmax.classifier import Classifier
 from cssoftmax.recipes import Recipe
-from cssoftmax.training.optimizer import set_rate, sgd
+from cssoftmax.training.optimizer import optimizer_of, set_rate
 
 LEARNS_EVERY = 4
 """Steps from one in which a proxy learns, and does not only choose, to the next."""
@@ -19,7 +19,7 @@ class Chooser:
         self.proxy, self.accelerator = proxy, accelerator
         proxy.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         proxy.loss.reduction = "none"
-        self.optimizer = sgd(proxy, recipe)
+        self.optimizer = optimizer_of(proxy, recipe)
         self.network, self.prepared = accelerator.prepare(proxy.network, self.optimizer)
         self.loss = accelerator.prepare(proxy.loss)
 
