@@ -16,8 +16,9 @@ def matrix(rows, columns, seed=0):
 
 
 def turning(weight, lr=0.1, momentum=0.6):
-    optimizer = torch.optim.SGD([weight], lr=lr, momentum=momentum, nesterov=True, weight_decay=0.5)
-    turn_weights(optimizer, optimizer.param_groups[0])
+    group = {"params": [weight], "muon": True}
+    optimizer = torch.optim.SGD([group], lr=lr, momentum=momentum, nesterov=True, weight_decay=0.5)
+    turn_weights(optimizer)
     return optimizer
 
 

@@ -154,7 +154,19 @@ def test_class_weights_have_their_own_learning_rate_and_no_decay(checkpoint):
 def test_muon_turns_the_network_s_weights_and_leaves_the_rest_to_sgd(checkpoint):
     classifier, other = model(), model()
     layer, length = classifier.network[1], classifier.network[1].weight.norm().item()
-    trained(checkpoint, classifier, optimizer="muon", lr=0.05)
+    weights = [layer.weight.detach().clone()]
+    trained(
+        checkpoint,
+        classifier,
+        optimizer="muon",
+        lr=0.05,
+        momentum=0.0,
+        on_step=lambda progress: weights.append(layer.weight.detach().clone()),
+    )
+    angles = [2 * math.asin(float((after - before).norm()) / length / 2) for before, after in pairwise(weights)]
+    rates = [learning_rate(Recipe(**BASIC), step, 10) for step in range(10)]
+    for angle, rate in zip(angles, rates, strict=True):
+        assert 0.4 * 0.05 * rate < angle < 1.25 * 0.05 * rate
     trained(checkpoint.with_name("sgd"), other, lr=0.05)
     assert layer.weight.norm().item() == pytest.approx(length, rel=1e-5)
     assert not torch.allclose(layer.weight, model().network[1].weight, atol=1e-2)

@@ -14,33 +14,34 @@ COEFFICIENTS = 3.4445, -4.7750, 2.0315
 ITERATIONS = 3
 
 
-def turn_weights(optimizer: Optimizer, group: dict[str, Any]) -> None:
-    """Lets every step of ``optimizer`` turn the weights of one of its groups, by Muon; call it once.
+def turn_weights(optimizer: Optimizer) -> None:
+    """Lets every step of ``optimizer`` turn the weights of its groups with ``"muon"`` true; call it once.
 
     A weight of m outputs by n inputs (a convolution's filters are its rows) begins with the length |W|. Its step is
     ``W - lr |W| O / sqrt(min(m, n))``, brought back to that length, where O is the gradient with Nesterov momentum, its
     singular values brought near 1: no direction is left behind by the few that most of a gradient lies in. So ``lr`` is
-    about the angle, in radians, by which a step turns the weight. The group's weight decay is not used: this is for
+    about the angle, in radians, by which a step turns the weight. A group's weight decay is not used: this is for
     networks that normalise after their weights, where a length changes nothing but how fast the weight turns.
 
     Source: K. Jordan, "Muon: an optimizer for hidden layers in neural networks" (2024); kept lengths and three
     iterations as in his airbench94_muon.
 
     >>> weight = torch.nn.Parameter(torch.eye(4))
-    >>> optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.6)
-    >>> turn_weights(optimizer, optimizer.param_groups[0])
+    >>> optimizer = torch.optim.SGD([{"params": [weight], "muon": True}], lr=0.1, momentum=0.6)
+    >>> turn_weights(optimizer)
     >>> (weight * torch.randn(4, 4)).sum().backward()
     >>> optimizer.step()
-    >>> round(float(weight.norm()), 4)
+    >>> round(weight.norm().item(), 4)
     2.0
     """
 
     @torch.no_grad()
     def turn(optimizer: Optimizer, *_: object) -> None:
-        for weight in group["params"]:
-            if weight.grad is not None:
-                _turn(weight, optimizer.state[weight], group["lr"], group["momentum"])
-                weight.grad = None  # and the optimizer passes over it
+        for group in optimizer.param_groups:
+            for weight in group["params"]:
+                if group.get("muon", False) and weight.grad is not None:
+                    _turn(weight, optimizer.state[weight], group["lr"], group["momentum"])
+                    weight.grad = None  # and the optimizer passes over it
 
     optimizer.register_step_pre_hook(turn)
 

@@ -29,8 +29,8 @@ def optimizer_of(model: Classifier, recipe: Recipe) -> torch.optim.SGD:
     if recipe.optimizer == "muon":
         classes = {id(parameter) for parameter in model.loss.parameters()}
         for group in optimizer.param_groups:
-            if group["params"][0].ndim > 1 and id(group["params"][0]) not in classes:
-                turn_weights(optimizer, group)
+            group["muon"] = group["params"][0].ndim > 1 and id(group["params"][0]) not in classes
+        turn_weights(optimizer)
     return optimizer
 
 
