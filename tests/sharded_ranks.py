@@ -406,8 +406,8 @@ def fitted(folder, name, shape=None, resume=False, sample_rate=1.0, classes=5, k
     inputs = torch.randint(0, 256, (60, 1, 4, 4), generator=generator, dtype=torch.uint8)
     split = Split(inputs, torch.arange(60) % 5, None)
     settings = {"epochs": 2, "batch_size": 12, "lr": 0.2, "momentum": 0.9, "clip_norm": 0.5, "weight_decay": 1e-3}
-    optimizer = "muon" if keeps == "lookahead" else "sgd"
-    recipe = Recipe("lenet", 1, D, optimizer=optimizer, **settings | {keeps: 0.9})
+    muon_lr = 0.1 if keeps == "lookahead" else 0.0
+    recipe = Recipe("lenet", 1, D, muon_lr=muon_lr, **settings | {keeps: 0.9})
     model = smooth(classes)
     if shape is not None:
         names = ("data", "class")[-len(shape) :]

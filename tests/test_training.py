@@ -40,6 +40,12 @@ def model():
     return Classifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.BatchNorm1d(4)), CSSoftmaxLoss(4, 3))
 
 
+def deeper():
+    torch.manual_seed(0)
+    layers = nn.Flatten(), nn.Linear(16, 6), nn.BatchNorm1d(6), nn.Linear(6, 4), nn.BatchNorm1d(4)
+    return Classifier(nn.Sequential(*layers), CSSoftmaxLoss(4, 3))
+
+
 def trained(checkpoint, classifier=None, data=None, seed=0, **changes):
     hooks = {key: changes.pop(key) for key in ("on_step", "on_epoch", "resume", "proxy") if key in changes}
     recipe = Recipe(**BASIC | changes)
@@ -151,28 +157,25 @@ def test_class_weights_have_their_own_learning_rate_and_no_decay(checkpoint):
     assert torch.equal(classifier.loss.weight, before)
 
 
-def test_muon_turns_the_network_s_weights_and_leaves_the_rest_to_sgd(checkpoint):
-    classifier, other = model(), model()
-    layer, length = classifier.network[1], classifier.network[1].weight.norm().item()
-    weights = [layer.weight.detach().clone()]
-    trained(
-        checkpoint,
-        classifier,
-        optimizer="muon",
-        lr=0.05,
-        momentum=0.0,
-        on_step=lambda progress: weights.append(layer.weight.detach().clone()),
-    )
+def test_muon_turns_the_hidden_weights_and_leaves_the_rest_to_sgd(checkpoint):
+    classifier, other = deeper(), deeper()
+    hidden, last = classifier.network[1], classifier.network[3]
+    length, weights = hidden.weight.norm().item(), [hidden.weight.detach().clone()]
+    trained(checkpoint, classifier, muon_lr=0.05, on_step=lambda _: weights.append(hidden.weight.detach().clone()))
+    trained(checkpoint.with_name("sgd"), other)
+    assert hidden.weight.norm().item() == pytest.approx(length, rel=1e-5)
     angles = [2 * math.asin(float((after - before).norm()) / length / 2) for before, after in pairwise(weights)]
-    rates = [learning_rate(Recipe(**BASIC), step, 10) for step in range(10)]
-    for angle, rate in zip(angles, rates, strict=True):
-        assert 0.4 * 0.05 * rate < angle < 1.25 * 0.05 * rate
-    trained(checkpoint.with_name("sgd"), other, lr=0.05)
-    assert layer.weight.norm().item() == pytest.approx(length, rel=1e-5)
-    assert not torch.allclose(layer.weight, model().network[1].weight, atol=1e-2)
-    assert not torch.equal(classifier.network[2].bias, torch.zeros(4))
-    assert not torch.equal(classifier.loss.weight, model().loss.weight)
+    for step, angle in enumerate(angles):  # with the learning rate
+        rate = 0.05 * learning_rate(Recipe(**BASIC), step, 10)
+        assert 0.3 * rate < angle < 1.25 * rate
     assert abs(other.network[1].weight.norm().item() - length) > 1e-3
+    for moved, start in ((last, deeper().network[3]), (classifier.loss, deeper().loss)):
+        assert abs(moved.weight.norm().item() - start.weight.norm().item()) > 1e-4
+
+
+def test_muon_needs_a_hidden_layer(checkpoint):
+    with pytest.raises(TrainingError, match="muon_lr: the network has no weights before its last layer"):
+        trained(checkpoint, muon_lr=0.1)
 
 
 def test_autocast_lowers_the_network_and_leaves_the_loss_in_float32(checkpoint):
@@ -223,7 +226,7 @@ def test_an_epoch_sees_each_sample_once_in_an_order_of_its_own(checkpoint):
         ({}, lambda: {}),
         ({"ema": 0.9, "mixup": 0.3, "augment": ImageAugment(crop_padding=1)}, lambda: {}),
         ({"lookahead": 0.8}, lambda: {"proxy": model()}),
-        ({"optimizer": "muon"}, lambda: {"proxy": model()}),
+        ({"muon_lr": 0.1}, lambda: {"classifier": deeper(), "proxy": deeper()}),
     ],
     ids=["plain", "everything", "proxy", "muon"],
 )

@@ -22,7 +22,6 @@ GOOD = {"network": "lenet", "width": 4, "embedding_size": 8, "epochs": 2, "batch
     {
         "network": ["", "resnet", None],
         "schedule": ["linear", None],
-        "optimizer": ["adam", None],
         "width": [0, -1, 5000, 1.5, "16", True],
         "embedding_size": [0, 70_000],
         "epochs": [0, -3, 2.0],
@@ -33,6 +32,7 @@ GOOD = {"network": "lenet", "width": 4, "embedding_size": 8, "epochs": 2, "batch
         "proxy_width": [-1, 0.5],
         "weight_decay": [-1e-4, 1],
         "momentum": [-0.1, 1.0],
+        "muon_lr": [-0.1, 2, "0.24"],
         "warmup": [-0.1, 1.0, math.nan],
         "label_smoothing": [-0.1, 1.0],
         "clip_norm": [-1.0, math.inf],

@@ -30,6 +30,7 @@ BEST = Recipe(
     weight_decay=2.6e-3,
     momentum=0.85,
     warmup=0.1,
+    muon_lr=0.24,
     label_smoothing=0.2,
     lookahead=0.77,
     proxy_width=32,

@@ -21,6 +21,7 @@ REAL = {
     "weight_decay": 1.0,
     "momentum": 1.0,
     "warmup": 1.0,
+    "muon_lr": 2.0,
     "label_smoothing": 1.0,
     "clip_norm": 1e12,
     "ema": 1.0,
@@ -35,7 +36,7 @@ class RecipeError(ValueError):
 
 @dataclass(frozen=True)
 class Recipe:
-    """Network, optimizer, schedule and augmentation of one training.
+    """Network, optimizer (SGD with Nesterov momentum), schedule and augmentation of one training.
 
     Attributes:
         network: a name in :data:`cssoftmax.networks.NETWORKS`, or ``package.module:function`` of your own.
@@ -44,15 +45,15 @@ class Recipe:
         epochs: passes over the training split.
         batch_size: samples a step, over all processes together.
         lr: peak learning rate of the network.
-        optimizer: "sgd", with Nesterov momentum; or "muon" for the network's weights and SGD for the rest: then ``lr``
-            is about the angle, in radians, that a step turns a weight by, and there is no weight decay, as lengths are
-            kept: it is for networks that normalise after their weights. Source: K. Jordan, "Muon" (2024).
         class_lr_scale: the class weights' learning rate over the network's.
         bias_lr_scale: the learning rate of the network's biases and normalisation parameters over that of its weights.
         weight_decay: of the network's weights; biases, norms and class weights have none.
-        momentum: of either.
+        momentum: of SGD.
         schedule: "one-cycle" rises and falls on straight lines; "cosine" falls along half a cosine.
         warmup: the fraction of all steps in which the learning rate rises, and with it the loss's margin.
+        muon_lr: peak learning rate of Muon, which then moves the network's weights but the embedding's, in SGD's place:
+            about the angle, in radians, that a step turns a weight by. 0.24 is usual; 0 leaves them to SGD. It is for
+            networks that normalise after their weights. See :func:`cssoftmax.training.muon.turn_weights`.
         label_smoothing: in [0, 1).
         clip_norm: the gradient's largest norm; 0 clips nothing.
         ema: decay of the moving average of the weights that is evaluated and saved; 0 averages nothing.
@@ -73,13 +74,13 @@ class Recipe:
     epochs: int
     batch_size: int
     lr: float
-    optimizer: Literal["sgd", "muon"] = "sgd"
     class_lr_scale: float = 1.0
     bias_lr_scale: float = 1.0
     weight_decay: float = 5e-4
     momentum: float = 0.9
     schedule: Literal["one-cycle", "cosine"] = "one-cycle"
     warmup: float = 0.25
+    muon_lr: float = 0.0
     label_smoothing: float = 0.0
     clip_norm: float = 0.0
     ema: float = 0.0
@@ -95,8 +96,6 @@ class Recipe:
             raise RecipeError(f"network: {self.network!r} is not one of {known}, and not package.module:function")
         if self.schedule not in ("one-cycle", "cosine"):
             raise RecipeError(f"schedule: {self.schedule!r} is not one of one-cycle, cosine")
-        if self.optimizer not in ("sgd", "muon"):
-            raise RecipeError(f"optimizer: {self.optimizer!r} is not one of sgd, muon")
         for name, (low, high) in WHOLE.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:

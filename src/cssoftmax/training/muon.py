@@ -13,6 +13,9 @@ from cssoftmax.processes import part_like, whole
 COEFFICIENTS = 3.4445, -4.7750, 2.0315
 ITERATIONS = 3
 
+MOMENTUM = 0.6
+"""What airbench94_muon takes."""
+
 
 def turn_weights(optimizer: Optimizer) -> None:
     """Lets every step of ``optimizer`` turn the weights of its groups with ``"muon"`` true; call it once.

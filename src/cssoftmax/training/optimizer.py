@@ -1,20 +1,25 @@
-"""How weights move: SGD or Muon, their learning rates, and weights that follow those in training."""
+"""How weights move: SGD and Muon, their learning rates, and weights that follow those in training."""
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
+from cssoftmax.checkpoint import TrainingError
 from cssoftmax.classifier import Classifier
 from cssoftmax.processes import is_sharded
 from cssoftmax.recipes import Recipe
-from cssoftmax.training.muon import turn_weights
+from cssoftmax.training.muon import MOMENTUM, turn_weights
 from cssoftmax.wiring import param_groups
 
 
 def optimizer_of(model: Classifier, recipe: Recipe) -> torch.optim.SGD:
-    """The recipe's; each group remembers its peak learning rate, as ``peak``."""
+    """The recipe's; each group remembers its peak learning rate, as ``peak``.
+
+    Raises:
+        TrainingError: the recipe has a ``muon_lr``, and the network no weights before its last.
+    """
     groups = param_groups(
         model.network,
         model.loss,
@@ -23,15 +28,23 @@ def optimizer_of(model: Classifier, recipe: Recipe) -> torch.optim.SGD:
         class_lr_scale=recipe.class_lr_scale,
         bias_lr_scale=recipe.bias_lr_scale,
     )
+    if recipe.muon_lr:
+        groups = [_hidden_weights(model, groups, recipe), *groups]
     for group in groups:
         group["peak"] = group["lr"]
     optimizer = torch.optim.SGD(groups, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
-    if recipe.optimizer == "muon":
-        classes = {id(parameter) for parameter in model.loss.parameters()}
-        for group in optimizer.param_groups:
-            group["muon"] = group["params"][0].ndim > 1 and id(group["params"][0]) not in classes
-        turn_weights(optimizer)
+    turn_weights(optimizer)
     return optimizer
+
+
+def _hidden_weights(model: Classifier, groups: list[dict[str, Any]], recipe: Recipe) -> dict[str, Any]:
+    """A group of the weights before the embedding's, taken out of the first one of ``groups``."""
+    classes = {id(parameter) for parameter in model.loss.parameters()}
+    weights = [p for p in groups[0]["params"] if p.ndim > 1 and id(p) not in classes]
+    if len(weights) < 2:
+        raise TrainingError("muon_lr: the network has no weights before its last layer; leave it at 0")
+    groups[0]["params"] = weights[-1:]
+    return {"params": weights[:-1], "lr": recipe.muon_lr, "momentum": MOMENTUM, "muon": True}
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
