@@ -2,10 +2,17 @@
 
 import json
 import math
+import shlex
+from dataclasses import asdict
+from pathlib import Path
 
+import typer
+
+from cssoftmax import cli, recipes
 from cssoftmax.metrics import MEASURES, format_value
 from cssoftmax.report import load_run, measures_table
 from cssoftmax.report.markdown import command, markdown, settings_table
+from cssoftmax.runs import Source
 
 TITLES = {measure.key: measure.title for measure in MEASURES}
 MEASURE = {measure.key: measure for measure in MEASURES}
@@ -44,6 +51,21 @@ def test_how_a_run_was_made(make_run):
     assert cells["recipe: augment"] == "shift 2"
     assert cells["device"] == "cpu" and cells["training time, s"] == "6"
     assert cells["version: torch"] == "2.13.0" and cells["parameters"] == "12,345"
+
+
+def test_the_command_of_a_run_is_one_that_train_takes(make_run):
+    folder = make_run()
+    config = json.loads((folder / "config.json").read_text())
+    config["recipe"] = asdict(recipes.choose("cifar10", "image", "best"))
+    config["source"] = asdict(Source("cifar10", Path("data"), validation=0.1)) | {"data_root": "data"}
+    (folder / "config.json").write_text(json.dumps(config))
+    words = shlex.split(command(load_run(folder)))
+    train = typer.main.get_command(cli.app).commands["train"]
+    taken = train.make_context("train", words[2:]).params
+    given = {option for option in config["recipe"] if option in taken} - {"augment"}
+    assert given >= {"network", "lr", "muon_lr", "warmup"}
+    assert {option: taken[option] for option in given} == {option: config["recipe"][option] for option in given}
+    assert taken["validation"] == 0.1 and taken["data_root"] == Path("data") and taken["margin"] == 0.2
 
 
 def test_a_folder_with_spaces_is_quoted_in_the_command(make_run):

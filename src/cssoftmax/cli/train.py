@@ -99,6 +99,10 @@ def train(
     warmup: Annotated[
         float | None, typer.Option(help="Fraction of steps in which learning rate and margin rise.")
     ] = None,
+    muon_lr: Annotated[
+        float | None,
+        typer.Option(help="Muon's learning rate, for the network's weights in place of SGD; 0.24 is usual."),
+    ] = None,
     label_smoothing: Annotated[
         float | None, typer.Option(help="Share of the target that goes to all classes, in [0, 1).")
     ] = None,
@@ -175,6 +179,7 @@ def train(
             "weight_decay": weight_decay,
             "schedule": schedule,
             "warmup": warmup,
+            "muon_lr": muon_lr,
             "label_smoothing": label_smoothing,
             "clip_norm": clip_norm,
             "ema": ema,

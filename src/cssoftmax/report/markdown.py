@@ -27,10 +27,10 @@ RECIPE_OPTIONS = (
     "weight_decay",
     "schedule",
     "warmup",
+    "muon_lr",
     "label_smoothing",
     "clip_norm",
     "ema",
-    "lookahead",
     "mixup",
 )
 
