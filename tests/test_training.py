@@ -173,6 +173,14 @@ def test_muon_turns_the_hidden_weights_and_leaves_the_rest_to_sgd(checkpoint):
         assert abs(moved.weight.norm().item() - start.weight.norm().item()) > 1e-4
 
 
+def test_muon_leaves_weights_that_begin_at_zero_to_sgd(checkpoint):
+    classifier = deeper()
+    classifier.network.insert(3, nn.Linear(6, 6))
+    nn.init.zeros_(classifier.network[3].weight)
+    trained(checkpoint, classifier, muon_lr=0.05)
+    assert classifier.network[3].weight.any()
+
+
 def test_muon_needs_a_hidden_layer(checkpoint):
     with pytest.raises(TrainingError, match="muon_lr: the network has no weights before its last layer"):
         trained(checkpoint, muon_lr=0.1)

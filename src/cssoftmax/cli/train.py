@@ -101,7 +101,7 @@ def train(
     ] = None,
     muon_lr: Annotated[
         float | None,
-        typer.Option(help="Muon's learning rate, for the network's weights in place of SGD; 0.24 is usual."),
+        typer.Option(help="Muon's learning rate, for the hidden weights in place of SGD's; 0.24 is usual."),
     ] = None,
     label_smoothing: Annotated[
         float | None, typer.Option(help="Share of the target that goes to all classes, in [0, 1).")

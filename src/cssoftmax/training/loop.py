@@ -81,7 +81,7 @@ def fit(
         Diverged: a weight is no longer finite, or more than ``endings.MOST_LEFT_OUT`` steps had infinite or NaN numbers
             in them; the checkpoint is from before. Up to then, such a step changes nothing, and a warning names its
             samples.
-        TrainingError: the checkpoint does not fit.
+        TrainingError: the checkpoint does not fit, or there is a ``muon_lr`` and no weight for it.
     """
     model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     chooser = None if proxy is None else proxies.Chooser(proxy, recipe, accelerator)

@@ -26,6 +26,8 @@ def turn_weights(optimizer: Optimizer) -> None:
     about the angle, in radians, by which a step turns the weight. A group's weight decay is not used: this is for
     networks that normalise after their weights, where a length changes nothing but how fast the weight turns.
 
+    ``torch.optim.Muon`` takes matrices only, keeps no lengths, and iterates in bfloat16, slow on some processors.
+
     Source: K. Jordan, "Muon: an optimizer for hidden layers in neural networks" (2024); kept lengths and three
     iterations as in his airbench94_muon.
 
@@ -40,9 +42,9 @@ def turn_weights(optimizer: Optimizer) -> None:
 
     @torch.no_grad()
     def turn(optimizer: Optimizer, *_: object) -> None:
-        for group in optimizer.param_groups:
-            for weight in group["params"]:
-                if group.get("muon", False) and weight.grad is not None:
+        for group in optimizer.param_groups:  # not those of now: a checkpoint replaces them
+            for weight in group["params"] if group.get("muon") else ():
+                if weight.grad is not None:
                     _turn(weight, optimizer.state[weight], group["lr"], group["momentum"])
                     weight.grad = None  # and the optimizer passes over it
 

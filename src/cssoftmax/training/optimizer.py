@@ -8,7 +8,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_a
 
 from cssoftmax.checkpoint import TrainingError
 from cssoftmax.classifier import Classifier
-from cssoftmax.processes import is_sharded
+from cssoftmax.processes import is_sharded, whole
 from cssoftmax.recipes import Recipe
 from cssoftmax.training.muon import MOMENTUM, turn_weights
 from cssoftmax.wiring import param_groups
@@ -29,22 +29,28 @@ def optimizer_of(model: Classifier, recipe: Recipe) -> torch.optim.SGD:
         bias_lr_scale=recipe.bias_lr_scale,
     )
     if recipe.muon_lr:
-        groups = [_hidden_weights(model, groups, recipe), *groups]
+        groups.append(_hidden_weights(model, groups[0], recipe))
     for group in groups:
         group["peak"] = group["lr"]
     optimizer = torch.optim.SGD(groups, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
-    turn_weights(optimizer)
+    if recipe.muon_lr:
+        turn_weights(optimizer)
     return optimizer
 
 
-def _hidden_weights(model: Classifier, groups: list[dict[str, Any]], recipe: Recipe) -> dict[str, Any]:
-    """A group of the weights before the embedding's, taken out of the first one of ``groups``."""
+def _hidden_weights(model: Classifier, first: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """A group of the weights before the last, the embedding's, taken out of the first one, where weights are.
+
+    Those that begin at zero stay there: they have no length to keep.
+    """
     classes = {id(parameter) for parameter in model.loss.parameters()}
-    weights = [p for p in groups[0]["params"] if p.ndim > 1 and id(p) not in classes]
-    if len(weights) < 2:
+    weights = [p for p in first["params"] if p.ndim > 1 and id(p) not in classes]
+    hidden = [p for p in weights[:-1] if whole(p).any()]
+    if not hidden:
         raise TrainingError("muon_lr: the network has no weights before its last layer; leave it at 0")
-    groups[0]["params"] = weights[-1:]
-    return {"params": weights[:-1], "lr": recipe.muon_lr, "momentum": MOMENTUM, "muon": True}
+    turned = {id(p) for p in hidden}
+    first["params"] = [p for p in weights if id(p) not in turned]
+    return {"params": hidden, "lr": recipe.muon_lr, "momentum": MOMENTUM, "muon": True}
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
