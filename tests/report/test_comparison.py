@@ -2,11 +2,15 @@
 
 import json
 import re
+from itertools import combinations
+from pathlib import Path
 
 import pytest
 
 from cssoftmax.comparison.outcome import outcome
 from cssoftmax.report import box_plot, conclusion, difference_table, summary_table, write_comparison
+
+ROOT = Path(__file__).parents[2]
 
 ACCURACY = {
     "softmax": (0.900, 0.904, 0.902, 0.899, 0.903),
@@ -129,6 +133,15 @@ def test_the_picture_has_a_panel_a_measure_and_every_seed_as_a_dot(compared):
     assert [axes.get_title(loc="left") for axes in panels][:2] == ["Accuracy", "EER"]
     dots = [tuple(round(x, 6) for x in dot.get_offsets()[:, 0].tolist()) for dot in panels[0].collections]
     assert dots == [tuple(round(100 * value, 6) for value in values) for values in ACCURACY.values()]
+
+
+def test_no_title_reaches_into_the_next_panel_or_over_the_edge():
+    result = json.loads((ROOT / "results" / "comparisons" / "cifar100-open" / "comparison.json").read_text())
+    figure = box_plot(result)
+    figure.draw_without_rendering()
+    boxes = [axes._left_title.get_window_extent() for axes in figure.axes if axes.get_title(loc="left")]
+    assert len(boxes) == 3 and all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
 
 
 def test_held_out_classes_and_rotations_are_named(compared, tmp_path):

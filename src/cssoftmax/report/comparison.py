@@ -1,6 +1,7 @@
 """The report of a comparison: one sentence a measure, a table, paired differences and a box plot."""
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ Result = Mapping[str, Any]
 
 BY_KEY = {measure.key: measure for measure in (*MEASURES, *OPTIONAL_MEASURES)}
 COLORS = {"better": OWN, "worse": OTHER, "noise": GREY, "untested": GREY, "baseline": INK}
+TITLE_WIDTH = 42  # letters over a panel
 MARKS = {"better": " ▲", "worse": " ▼"}
 
 
@@ -136,7 +138,7 @@ def box_plot(result: Result) -> "Figure":
             axes.axvline(factor * mean, color=INK, linestyle=(0, (4, 2)), linewidth=1, zorder=1)
         axes.set_yticks(range(len(losses)), losses)
         axes.set_ylim(len(losses) - 0.4, -0.6)
-        axes.set_title(measure.title)
+        axes.set_title(textwrap.fill(measure.title, TITLE_WIDTH))
         unit = {"fraction": "%", "degrees": "degrees"}.get(measure.unit, measure.unit)
         sense = {True: "more is better →", False: "← less is better", None: ""}[measure.higher_is_better]
         axes.set_xlabel(f"{unit}   {sense}")
