@@ -339,16 +339,30 @@ class SphereFace:
         return torch.ones_like(c)
 
 
-def default_scale(similarity: Similarity, num_classes: int, probability: float = 0.999) -> float:
+def default_probability(num_classes: int) -> float:
+    """The probability p that the default scale lets a perfect embedding have: 1 - C^(-3/2), and at least 0.9.
+
+    More classes want a higher one: docs/choosing.md has the sweep on validation data that it comes from.
+
+    >>> [round(default_probability(classes), 4) for classes in (2, 10, 100, 1000)]
+    [0.9, 0.9684, 0.999, 1.0]
+    """
+    return max(0.9, 1 - num_classes**-1.5)
+
+
+def default_scale(similarity: Similarity, num_classes: int, probability: float | None = None) -> float:
     """The scale at which a perfect embedding is given ``probability`` for its own class.
 
     Perfect: cosine 1 to the own class, 0 to all others. Then scale * (P(1) - N(0)) = log((C - 1) p / (1 - p)), and the
     loss's floor, -log p, is the same for every loss of the family, whatever its margin. A margin that differs by class
-    enters by its mean gap. ValueError if that is not above 0, as from CosFace's margin 1 on.
+    enters by its mean gap. None takes :func:`default_probability`. ValueError if the gap is not above 0, as from
+    CosFace's margin 1 on.
 
     >>> round(default_scale(CosFace(), num_classes=10), 2)
-    9.1
+    5.62
     """
+    if probability is None:
+        probability = default_probability(num_classes)
     target = torch.arange(num_classes)
     one, zero = torch.ones(num_classes, dtype=torch.float64), torch.zeros(num_classes, dtype=torch.float64)
     rows = similarity.rows(one, one, target)

@@ -36,7 +36,7 @@ class CSSoftmaxLoss(SimilarityLoss):
         margin: margin factor in [0, 1), one number, one per class (C,), or a :class:`~cssoftmax.Schedule`: at u = 0, by
             how much c_y must pass c_j.
         scale: scale factor s > 0, or a Schedule; None picks it from the number of classes, the margin and u, so that a
-            perfect embedding is given probability 0.999 (:func:`~cssoftmax.similarity.default_scale`).
+            perfect embedding is given probability 1 - C^(-3/2) (:func:`~cssoftmax.similarity.default_scale`).
         weight_update: weight update factor u in [0, 1]: how much more a pair far from its goal pulls than one near it.
         detach_update: False differentiates through the update weights (SO-Softmax at u = 1).
         reduction, weight, ignore_index, label_smoothing, implementation, precision, device, dtype: as in
