@@ -142,6 +142,19 @@ def test_what_is_done_is_not_done_again_and_losses_and_seeds_may_be_added(tmp_pa
     assert grown["seeds"] == [0, 1]
 
 
+def test_a_comparison_older_than_a_setting_of_recipes_goes_on_with_that_off(tmp_path):
+    run(tmp_path, tune=0, seeds=1)
+    path = tmp_path / "settings.json"
+    settings = json.loads(path.read_text())
+    del settings["recipe"]["muon_lr"]
+    path.write_text(json.dumps(settings))
+    with pytest.raises(ComparisonError, match="muon_lr: 0.1, but .* with 0.0"):
+        run(tmp_path, tune=0, seeds=1, recipe_changes=TINY | {"muon_lr": 0.1})
+    told = []
+    run(tmp_path, tune=0, seeds=1, watcher=Watcher(on_line=told.append))
+    assert told == []
+
+
 def test_an_interruption_says_that_the_same_command_goes_on(tmp_path, monkeypatch):
     fit, fits = training.fit, []
 

@@ -6,7 +6,7 @@ Trials and runs are written as they finish: a line each in ``trials.jsonl`` and 
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -219,13 +219,15 @@ def _check(names: Sequence[str], protocol: str, seeds: int, tune: int, amp: str,
 def _write_settings(path: Path, settings: Mapping[str, Any]) -> None:
     """Writes the settings down, or makes sure that they are those which the comparison was begun with.
 
-    Losses and seeds may be added: the others' trainings know nothing of them.
+    Losses and seeds may be added: the others' trainings know nothing of them. A recipe's setting that is newer than the
+    comparison counts as its default there, which is off.
     """
     now = json.loads(json.dumps(settings))
     if path.exists():
         try:
+            off = {each.name: each.default for each in fields(recipes.Recipe) if each.default is not MISSING}
             begun = {**dict.fromkeys(now), **json.loads(path.read_text())}
-            before, after = (part | (part.pop("recipe") or {}) for part in (dict(begun), dict(now)))
+            before, after = (off | (part.pop("recipe") or {}) | part for part in (dict(begun), dict(now)))
             dropped = [name for name in before["losses"] if name not in after["losses"]]
         except (OSError, ValueError, TypeError) as error:
             raise ComparisonError(f"{path}: damaged ({error}); restore it, or give another --output") from error
