@@ -347,7 +347,7 @@ def default_probability(num_classes: int) -> float:
     >>> [round(default_probability(classes), 4) for classes in (2, 10, 100, 1000)]
     [0.9, 0.9684, 0.999, 1.0]
     """
-    return max(0.9, 1 - num_classes**-1.5)
+    return max(0.9, 1 - math.pow(num_classes, -1.5))
 
 
 def default_scale(similarity: Similarity, num_classes: int, probability: float | None = None) -> float:

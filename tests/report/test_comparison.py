@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cssoftmax.comparison.outcome import outcome
-from cssoftmax.report import box_plot, conclusion, difference_table, summary_table, write_comparison
+from cssoftmax.report import box_plot, conclusion, difference_table, group_table, summary_table, write_comparison
 
 ROOT = Path(__file__).parents[2]
 
@@ -149,3 +149,18 @@ def test_held_out_classes_and_rotations_are_named(compared, tmp_path):
     assert r"Held out of training: 2 of 10 classes (a\|b, c)" in text
     text = write_comparison(compared(groups=["1", "2"]), tmp_path).read_text()
     assert "Tested on each of 1, 2 in turn" in text
+
+
+def test_every_rotation_has_its_row(compared, tmp_path):
+    result = compared(groups=["1", "a|b"])
+    result["by_group"]["accuracy"]["circle"] = [0.8, None]
+    assert group_table(result, "accuracy") == [
+        ["tested on", "softmax", "cs-softmax", "cosface", "circle"],
+        ["1", "90.16 %", "91.20 %", "90.14 %", "80.00 %"],
+        ["a|b", "90.16 %", "91.20 %", "90.14 %", "n/a"],
+    ]
+    text = write_comparison(result, tmp_path).read_text()
+    assert r"| a\|b | 90.16 % | 91.20 % | 90.14 % | n/a |" in text
+    del result["by_group"]  # a comparison.json of an earlier version
+    assert "Each fold or speaker" not in write_comparison(result, tmp_path).read_text()
+    assert "Each fold or speaker" not in write_comparison(compared(), tmp_path).read_text()

@@ -32,6 +32,7 @@ def outcome(
     found = {(line["loss"], line["group"], line["seed"]): line for line in runs if line["loss"] in names}
     first = found[names[0], groups[0], seeds[0]]["measures"]
     table: dict[str, dict[str, Any]] = {}
+    by_group: dict[str, dict[str, list[float | None]]] = {}
     differences: dict[str, dict[str, Any]] = {}
     for measure in (*metrics.MEASURES, *metrics.OPTIONAL_MEASURES):
         if measure.key not in first:
@@ -44,6 +45,14 @@ def outcome(
             for loss in names
         }
         table[measure.key] = {loss: _summary(numbers) for loss, numbers in values.items()}
+        if len(groups) > 1:
+            by_group[measure.key] = {
+                loss: [
+                    _finite(statistics.fmean(found[loss, group, seed]["measures"][measure.key] for seed in seeds))
+                    for group in groups
+                ]
+                for loss in names
+            }
         if measure.higher_is_better is not None:
             differences[measure.key] = _differences(values, baseline, measure.higher_is_better)
     return {
@@ -62,6 +71,7 @@ def outcome(
         "headlines": list(HEADLINES[settings["protocol"]]),
         "level": LEVEL,
         "measures": table,
+        "by_group": by_group,
         "differences": differences,
         "settings": {loss: [_chosen(found[loss, group, seeds[0]], trials) for group in groups] for loss in names},
         "recipe": settings["recipe"],

@@ -1,6 +1,7 @@
 """The report of a comparison: one sentence a measure, a table, paired differences and a box plot."""
 
 import json
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -95,6 +96,17 @@ def difference_table(result: Result, key: str) -> Table:
     return [["loss", "difference", "95 % interval", "p", "corrected p", "verdict"], *rows]
 
 
+def group_table(result: Result, key: str) -> Table:
+    """The mean over seeds on every fold or speaker that was tested on in turn: a row each, a column a loss."""
+    measure, losses, by_loss = BY_KEY[key], result["losses"], result["by_group"][key]
+    means = zip(*(by_loss[loss] for loss in losses), strict=True)
+    rows = [
+        [group, *(format_value(measure, math.nan if mean is None else mean) for mean in row)]
+        for group, row in zip(result["groups"], means, strict=True)
+    ]
+    return [["tested on", *losses], *rows]
+
+
 @styled
 def box_plot(result: Result) -> "Figure":
     """The seeds of every loss in the headline measures: a panel a measure, a box and the seeds as dots a loss.
@@ -173,8 +185,15 @@ def _report(result: Result) -> str:
     ]
     for key in headlines:
         parts += [f"### {escape(BY_KEY[key].title)}", markdown(difference_table(result, key), text_columns=(0, 5))]
+    parts += [_how_to_read(result)]
+    if result.get("by_group"):
+        parts += [
+            "## Each fold or speaker",
+            "Means over seeds on the one tested on, the others having been trained on.",
+        ]
+        for key in headlines:
+            parts += [f"### {escape(BY_KEY[key].title)}", markdown(group_table(result, key))]
     parts += [
-        _how_to_read(result),
         "## Settings",
         _tuning(result),
         markdown(_settings_table(result), text_columns=(0, 1)),
