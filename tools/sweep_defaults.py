@@ -2,6 +2,7 @@
 
     python tools/sweep_defaults.py mnist cifar10 cifar100 --data-root DATA --output results/defaults
     python tools/sweep_defaults.py cifar10 cifar100 --part rates --data-root DATA    # one part alone
+    python tools/sweep_defaults.py cifar10-2 cifar100-20 --part classes --data-root DATA    # the first 2, the first 20
     python tools/sweep_defaults.py --table    # the tables of docs/choosing.md, from results/defaults
 
 The test split is never loaded into a decision: a fifth of the training split is held out, a small network is trained on
@@ -25,7 +26,7 @@ from accelerate import Accelerator
 
 from cssoftmax import losses, metrics, processor, recipes, training
 from cssoftmax.classifier import Classifier, embed
-from cssoftmax.data import channel_statistics, load_dataset, validation_split
+from cssoftmax.data import channel_statistics, hold_out_classes, load_dataset, validation_split
 from cssoftmax.networks import NETWORKS, Standardize
 from cssoftmax.similarity import default_scale
 
@@ -33,6 +34,8 @@ SMALL = {
     "mnist": {"epochs": 8, "width": 8},
     "cifar10": {"epochs": 8, "width": 8, "embedding_size": 64},
     "cifar100": {"epochs": 8, "width": 8, "embedding_size": 64},
+    "cifar10-2": {"epochs": 16, "width": 8, "embedding_size": 64},
+    "cifar100-20": {"epochs": 16, "width": 8, "embedding_size": 64},
 }
 FACTORS = ("loss", "margin", "weight_update", "probability", "class_lr_scale")
 MIDDLE = ((0.0, 0.0), (0.1, 0.25))
@@ -44,7 +47,9 @@ PLAIN: Row = {"loss": "softmax"}
 
 
 def settings() -> dict[str, list[Row]]:
-    """Margin x update factor at p = 0.999, the scale around the middle, the class weights' rate, each with softmax."""
+    """Margin x update factor at p = 0.999, the scale around the middle, the class weights' rate, and the scale where
+    classes are few; each with softmax.
+    """
 
     def cs(margin: float, factor: float, probability: float = 0.999) -> Row:
         return {"loss": "cs-softmax", "margin": margin, "weight_update": factor, "probability": probability}
@@ -54,17 +59,22 @@ def settings() -> dict[str, list[Row]]:
         "margins": [PLAIN, *(cs(m, u) for u in (0.0, 0.25, 0.5, 1.0) for m in (0.0, 0.1, 0.2, 0.4))],
         "scales": [PLAIN, *(cs(m, u, p) for m, u in MIDDLE for p in (0.9, 0.99, 0.999, 0.9999, 0.99999))],
         "rates": [*both, *(one | {"class_lr_scale": rate} for rate in RATES for one in both)],
+        "classes": [PLAIN, *(cs(*MIDDLE[1], p) for p in (0.65, 0.9, 0.99, 0.999))],
     }
 
 
 def one(job: tuple[str, Row, int, argparse.Namespace]) -> Row:
     name, setting, seed, arguments = job
     torch.set_num_threads(1)
-    dataset = validation_split(load_dataset(name, data_root=arguments.data_root), 0.2, seed=0)
+    whole, _, few = name.partition("-")
+    dataset = load_dataset(whole, data_root=arguments.data_root)
+    if few:
+        dataset, _ = hold_out_classes(dataset, dataset.classes[int(few) :])
+    dataset = validation_split(dataset, 0.2, seed=0)
     train = dataset.train
     rows = torch.randperm(len(train.target), generator=torch.Generator().manual_seed(seed))[: arguments.samples]
     train = replace(train, inputs=train.inputs[rows], target=train.target[rows], groups=None)
-    recipe = recipes.choose(name, dataset.kind, **SMALL[name])
+    recipe = recipes.choose(whole, dataset.kind, **SMALL[name])
     recipe = replace(recipe, class_lr_scale=setting["class_lr_scale"])
     options = {key: setting[key] for key in ("margin", "weight_update") if key in setting}
     loss = losses.build(str(setting["loss"]), recipe.embedding_size, len(dataset.classes), **options)
@@ -127,21 +137,27 @@ def tables(folder: Path) -> str:
         parts += [
             f"### {path.stem}: {_in_words(seeds)}; class weights' rate {rate:g} times the network's; "
             f"plain softmax {plain}",
-            _markdown(
-                ["margin", *(f"u = {u:g}" for u in factors)],
-                [
-                    [f"{m:g}", *(_mean(cs, margin=m, weight_update=u, probability=0.999) for u in factors)]
-                    for m in margins
-                ],
-            ),
+        ]
+        if len(margins) > 1:
+            parts.append(
+                _markdown(
+                    ["margin", *(f"u = {u:g}" for u in factors)],
+                    [
+                        [f"{m:g}", *(_mean(cs, margin=m, weight_update=u, probability=0.999) for u in factors)]
+                        for m in margins
+                    ],
+                )
+            )
+        parts.append(
             _markdown(
                 ["margin, u", *(f"p = {p:g}" for p in probabilities)],
                 [
                     [f"{m:g}, {u:g}", *(_mean(cs, margin=m, weight_update=u, probability=p) for p in probabilities)]
                     for m, u in MIDDLE
+                    if m in margins
                 ],
-            ),
-        ]
+            )
+        )
         seeds = set.intersection(*_seeds_of(rates).values())
         rates = [row for row in rates if row["seed"] in seeds]
         shares = sorted({row["class_lr_scale"] for row in rates})
@@ -207,7 +223,10 @@ def main() -> None:
         for name in arguments.datasets:
             path = arguments.output / f"{name}.jsonl"
             done = [{key: row.get(key) for key in (*FACTORS, "seed")} for row in read(path)]
-            usual = dict.fromkeys(FACTORS) | {"class_lr_scale": recipes.NAMED[name].class_lr_scale, "seed": seed}
+            usual = dict.fromkeys(FACTORS) | {
+                "class_lr_scale": recipes.NAMED[name.partition("-")[0]].class_lr_scale,
+                "seed": seed,
+            }
             wanted = [usual | setting for part in arguments.part for setting in settings()[part]]
             todo = [
                 (name, {key: value for key, value in setting.items() if value is not None}, seed, arguments)
