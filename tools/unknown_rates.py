@@ -1,6 +1,6 @@
 """What `predict`, `verify` and `enroll` are worth on classes that the network never saw: the table of docs/tools.md.
 
-    python tools/unknown_rates.py [--data-root DIR] [digits mnist fsdd ...]
+    python tools/unknown_rates.py [--data-root DIR] [--probability P] [digits mnist fsdd ...]
 
 The last two classes of each data set are held out of a training with its quick recipe.
 """
@@ -15,12 +15,15 @@ from torch.nn.functional import normalize
 from cssoftmax import jobs, metrics, runs
 from cssoftmax.data import hold_out_classes, load_dataset
 from cssoftmax.embedder import Embedder
+from cssoftmax.similarity import CSSoftmax, default_scale
 
 
-def measured(name: str, data_root: Path | None, folder: Path) -> list[str]:
+def measured(name: str, data_root: Path | None, probability: float | None, folder: Path) -> list[str]:
     dataset = load_dataset(name, data_root=data_root)
     held_out = dataset.classes[-2:]
-    run = jobs.train(runs.Source(name, data_root, held_out_classes=held_out), folder / name, cpu=True)
+    scale = default_scale(CSSoftmax(0.1, 0.25), len(dataset.classes) - 2, probability)
+    source = runs.Source(name, data_root, held_out_classes=held_out)
+    run = jobs.train(source, folder / name, loss_settings={"scale": scale}, cpu=True)
     embedder = Embedder.load(run, device="cpu")
     known, unknown = hold_out_classes(dataset, held_out)
     strangers, friends = (torch.cat([embedder._network(b) for b in s.inputs.split(500)]) for s in (unknown, known.test))
@@ -48,6 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", nargs="*", default=["digits", "mnist", "fsdd"])
     parser.add_argument("--data-root", type=Path)
+    parser.add_argument("--probability", type=float, help="of a perfect embedding, which sets the scale")
     arguments = parser.parse_args()
     head = [
         "data",
@@ -62,7 +66,10 @@ def main() -> None:
     print(f"|{'---|' * len(head)}")
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.sources:
-            print(f"| {' | '.join(measured(name, arguments.data_root, Path(folder)))} |", flush=True)
+            print(
+                f"| {' | '.join(measured(name, arguments.data_root, arguments.probability, Path(folder)))} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def settings(loss: str, values: Values, embedding_size: int, num_classes: int) -
     """A point of the space as :func:`cssoftmax.losses.build` takes it; the learning rate is not the loss's.
 
     >>> settings("cosface", {"lr": 2.0, "scale": 2.0, "margin": 0.0}, embedding_size=8, num_classes=10)
-    {'margin': 0.0, 'scale': 18.20...}
+    {'margin': 0.0, 'scale': 11.23...}
     """
     own: dict[str, Any] = {name: value for name, value in values.items() if name not in ("lr", "scale")}
     if "scale" in values:

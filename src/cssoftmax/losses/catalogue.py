@@ -54,7 +54,7 @@ def build(name: str, in_features: int, num_classes: int, **settings: Any) -> Sim
             such a value.
 
     >>> build("cosface", 8, 3, margin=0.2)
-    CosFaceLoss(in_features=8, num_classes=3, margin=0.2, scale=9.5)
+    CosFaceLoss(in_features=8, num_classes=3, margin=0.2, scale=3.613)
     """
     if name not in LOSSES:
         raise ValueError(f"loss: {name!r} is not one of {', '.join(LOSSES)}")
