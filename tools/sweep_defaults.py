@@ -208,7 +208,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("datasets", nargs="*", choices=[[], *SMALL])
     parser.add_argument("--table", action="store_true")
-    parser.add_argument("--part", nargs="+", choices=list(settings()), default=list(settings()))
+    parser.add_argument("--part", nargs="+", choices=list(settings()), default=["margins", "scales", "rates"])
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--output", type=Path, default=Path("results/defaults"))
     parser.add_argument("--seeds", type=int, default=2)
