@@ -155,6 +155,21 @@ def test_a_comparison_older_than_a_setting_of_recipes_goes_on_with_that_off(tmp_
     assert told == []
 
 
+def test_a_comparison_from_before_a_default_changed_is_not_gone_on_with(tmp_path):
+    run(tmp_path, tune=0, seeds=1)
+    path = tmp_path / "settings.json"
+    settings = json.loads(path.read_text())
+    settings["defaults"]["cs-softmax"]["scale"] = 12.35
+    path.write_text(json.dumps(settings))
+    with pytest.raises(ComparisonError, match=r"cs-softmax: its default scale is [0-9.]+, but .* with 12.35"):
+        run(tmp_path, tune=0, seeds=2)
+    del settings["defaults"]
+    path.write_text(json.dumps(settings))
+    told = []
+    run(tmp_path, tune=0, seeds=1, watcher=Watcher(on_line=told.append))
+    assert told == [] and json.loads(path.read_text())["defaults"]["cs-softmax"]["scale"] != 12.35
+
+
 def test_an_interruption_says_that_the_same_command_goes_on(tmp_path, monkeypatch):
     fit, fits = training.fit, []
 

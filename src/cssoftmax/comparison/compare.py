@@ -16,7 +16,7 @@ from cssoftmax.comparison.outcome import outcome
 from cssoftmax.comparison.pool import ComparisonError, perform_all
 from cssoftmax.comparison.protocol import HEADLINES, Part, Protocol, design_of, test_part
 from cssoftmax.comparison.trainings import Line, Setup, Task, checkpoint
-from cssoftmax.losses import LOSSES
+from cssoftmax.losses import LOSSES, build, settings_of
 from cssoftmax.training import Interrupted
 
 
@@ -95,6 +95,7 @@ def compare(
         "fingerprint": dataset.fingerprint,
         "classes": len(dataset.classes),
         "losses": list(losses),
+        "defaults": _defaults(losses, recipe, len(dataset.classes) - len(design.held_out_classes)),
         "protocol": protocol,
         "seeds": seeds,
         "tune": tune,
@@ -216,11 +217,16 @@ def _check(names: Sequence[str], protocol: str, seeds: int, tune: int, amp: str,
         tuning.check()
 
 
+def _defaults(names: Sequence[str], recipe: recipes.Recipe, num_classes: int) -> dict[str, Any]:
+    """What the losses are where nothing is chosen; points of the space are multiples of it."""
+    return {name: settings_of(build(name, recipe.embedding_size, num_classes)) for name in names}
+
+
 def _write_settings(path: Path, settings: Mapping[str, Any]) -> None:
     """Writes the settings down, or makes sure that they are those which the comparison was begun with.
 
     Losses and seeds may be added: the others' trainings know nothing of them. A recipe's setting that is newer than the
-    comparison counts as its default there, which is off.
+    comparison counts as its default there, which is off. What a loss is by default may change between versions.
     """
     now = json.loads(json.dumps(settings))
     if path.exists():
@@ -247,11 +253,18 @@ def _write_settings(path: Path, settings: Mapping[str, Any]) -> None:
                 "give as many, or another --output"
             )
         for key in after:
-            if key not in ("losses", "seeds") and before.get(key) != after[key]:
+            if key not in ("losses", "seeds", "defaults") and before.get(key) != after[key]:
                 raise ComparisonError(
                     f"{key}: {after[key]}, but the comparison in {path.parent} was begun with {before.get(key)}; give "
                     "that, or another --output"
                 )
+        for name, begun_with in (before["defaults"] or {}).items():
+            for key, value in after["defaults"][name].items():
+                if begun_with.get(key) != value:
+                    raise ComparisonError(
+                        f"{name}: its default {key} is {value}, but the comparison in {path.parent} was begun with "
+                        f"{begun_with.get(key)}, by an earlier version; give another --output"
+                    )
     files.write_json(path, settings)
 
 
