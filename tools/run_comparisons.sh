@@ -17,11 +17,11 @@ AMP=${AMP:-$($PYTHON -c 'from cssoftmax import processor; print("bf16" if proces
 # are reckoned for five losses on two cores that do bf16, from 14 s an epoch of cifar, 7 of mnist, 4 of fsdd, 1 of esc10.
 comparisons() {
     cat <<'END'
-mnist-closed          0.6 mnist    --epochs 4  --tune 6 --seeds 5
-fsdd-closed           0.7 fsdd     --epochs 10 --tune 8 --seeds 5
+mnist-closed          0.9 mnist    --epochs 4  --tune 6 --seeds 20
+fsdd-closed           1.0 fsdd     --epochs 10 --tune 8 --seeds 12
 cifar10-closed        1.0 cifar10  --epochs 6  --tune 5 --seeds 3
 cifar100-closed       1.0 cifar100 --epochs 6  --tune 5 --seeds 3
-esc10-closed          1.1 esc10    --epochs 30 --tune 2 --seeds 3
+esc10-closed          1.5 esc10    --epochs 30 --tune 2 --seeds 5
 fsdd-verification     1.7 fsdd     --epochs 10 --tune 2 --seeds 3 --protocol verification
 cifar100-verification 0.6 cifar100 --epochs 6  --tune 3 --seeds 3 --protocol verification
 cifar100-open         0.6 cifar100 --epochs 6  --tune 3 --seeds 3 --protocol open
