@@ -20,7 +20,7 @@ AMP=${AMP:-$($PYTHON -c 'from cssoftmax import processor; print("bf16" if proces
 comparisons() {
     cat <<END
 mnist-closed          0.9 mnist    --epochs 4  --tune 6 --seeds 20
-fsdd-closed           1.0 fsdd     --epochs 10 --tune 8 --seeds 12
+fsdd-closed           1.3 fsdd     --epochs 10 --tune 8 --seeds 20
 cifar10-closed        1.0 cifar10  --epochs 6  --tune 5 --seeds 3
 cifar100-closed       1.0 cifar100 --epochs 6  --tune 5 --seeds 3
 esc10-closed          1.5 esc10    --epochs 30 --tune 2 --seeds 5
