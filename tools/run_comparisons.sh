@@ -14,15 +14,15 @@ PYTHON=${PYTHON:-python}
 AMP=${AMP:-$($PYTHON -c 'from cssoftmax import processor; print("bf16" if processor.bfloat16_slowdown() < 1 else "no")')}
 
 # Name, hours, and what `cssoftmax compare` takes: the short ones first, the protocols of cosine losses last. The hours
-# are reckoned for five losses on two cores that do bf16, from 14 s an epoch of cifar, 7 of mnist, 4 of fsdd, 1 of esc10.
+# are about those of five losses on two cores of an AMD EPYC (Zen 4, bf16), one training on each.
 comparisons() {
     cat <<'END'
-mnist-closed          0.9 mnist    --epochs 4  --tune 6 --seeds 20
-fsdd-closed           1.3 fsdd     --epochs 10 --tune 8 --seeds 20
+mnist-closed          0.6 mnist    --epochs 4  --tune 6 --seeds 20
+fsdd-closed           0.9 fsdd     --epochs 10 --tune 8 --seeds 20
 cifar10-closed        1.0 cifar10  --epochs 6  --tune 5 --seeds 3
 cifar100-closed       1.0 cifar100 --epochs 6  --tune 5 --seeds 3
-esc10-closed          1.3 esc10    --epochs 30 --tune 2 --seeds 4
-fsdd-verification     1.7 fsdd     --epochs 10 --tune 2 --seeds 3 --protocol verification
+esc10-closed          1.0 esc10    --epochs 30 --tune 2 --seeds 4
+fsdd-verification     0.7 fsdd     --epochs 10 --tune 2 --seeds 3 --protocol verification
 cifar100-verification 0.6 cifar100 --epochs 6  --tune 3 --seeds 3 --protocol verification
 cifar100-open         0.6 cifar100 --epochs 6  --tune 3 --seeds 3 --protocol open
 END
