@@ -88,10 +88,15 @@ def test_what_is_written_says_how_it_was_made(uninterrupted):
     for loss in PAIR:
         scores = {line["number"]: line["score"] for line in lines if line["loss"] == loss}
         assert scores.keys() == {0, 1}
-        assert result["settings"][loss][0]["validation_score"] == max(scores.values())
         assert all(0 < line["tie_break"] < 1 for line in lines)
-        best = tuning.best([line for line in lines if line["loss"] == loss])["values"]
-        assert result["settings"][loss][0]["lr"] == best["lr"] * recipes.choose("digits", "image").lr
+        samples = 250  # a fifth of each class of 1,258
+        errors = {line["number"]: line["standard_error"] for line in lines if line["loss"] == loss}
+        assert errors == pytest.approx(
+            {n: (score * (1 - score) / samples) ** 0.5 for n, score in scores.items()}, rel=0.01
+        )
+        best = tuning.best([line for line in lines if line["loss"] == loss])
+        assert result["settings"][loss][0]["validation_score"] == best["score"]
+        assert result["settings"][loss][0]["lr"] == best["values"]["lr"] * recipes.choose("digits", "image").lr
         config = json.loads((uninterrupted / "runs" / f"{loss}-1" / "config.json").read_text())
         assert config["recipe"]["lr"] == result["settings"][loss][0]["lr"]
     epochs = [json.loads(line) for line in (uninterrupted / "runs/softmax-1/metrics.jsonl").read_text().splitlines()]

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from cssoftmax import losses
-from cssoftmax.comparison.tuning import defaults, settings, space, suggest
+from cssoftmax.comparison.tuning import best, defaults, settings, space, suggest
 
 LOSSES = tuple(losses.LOSSES)
 
@@ -30,6 +30,29 @@ def test_every_corner_of_the_space_builds(loss):
     for end in ("low", "high"):
         values = {name: getattr(limits, end) for name, limits in space(loss).items()}
         losses.build(loss, 8, 10, **settings(loss, values, 8, 10))
+
+
+def trial(score, eer, samples=100):
+    error = math.sqrt(score * (1 - score) / samples)
+    return {"score": score, "standard_error": error, "tie_break": 1 - eer}
+
+
+def test_of_trials_that_may_be_as_accurate_as_the_best_the_one_with_the_lowest_error_rate_is_taken():
+    first, within, beyond = trial(0.90, 0.15), trial(0.87, 0.10), trial(0.86, 0.05)  # the first's error is 0.03
+    for tried in ([first, within, beyond], [beyond, within, first]):
+        assert best(tried) is within
+    assert best([trial(0.90, 0.15, samples=10_000), within]) == trial(0.90, 0.15, samples=10_000)
+
+
+def test_of_trials_alike_in_errors_the_more_accurate_is_taken_and_of_equal_ones_the_first():
+    tried = [trial(0.88, 0.1), trial(0.90, 0.1), trial(0.90, 0.1)]
+    assert best(tried) is tried[1]
+
+
+def test_trials_without_a_standard_error_are_taken_by_their_score():
+    tried = [{"score": 0.9, "tie_break": 0.8}, {"score": 0.9, "tie_break": 0.85}, {"score": 0.89, "tie_break": 0.99}]
+    assert best(tried) is tried[1]
+    assert best([{"score": 0.7}, {"score": 0.8}]) == {"score": 0.8}
 
 
 def test_the_scale_is_a_multiple_of_what_fits_the_other_settings():

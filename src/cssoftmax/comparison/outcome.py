@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cssoftmax import metrics
+from cssoftmax.comparison import tuning
 from cssoftmax.comparison.protocol import HEADLINES
 from cssoftmax.comparison.trainings import Line
 from cssoftmax.runs import versions
@@ -143,9 +144,9 @@ def _verdict(mean: float, p: float, higher_is_better: bool) -> str:
 
 def _chosen(run: Line, trials: Sequence[Line]) -> dict[str, Any]:
     """The settings of a loss on a rotation, and the score that they were chosen by."""
-    scores = [line["score"] for line in trials if (line["loss"], line["group"]) == (run["loss"], run["group"])]
+    own = [line for line in trials if (line["loss"], line["group"]) == (run["loss"], run["group"])]
     chosen = {key: run[key] for key in ("group", "settings", "lr")}
-    return chosen | {"validation_score": max(scores, default=None)}
+    return chosen | {"validation_score": tuning.best(own)["score"] if own else None}
 
 
 def _finite(value: float) -> float | None:

@@ -106,11 +106,12 @@ def _try(setup: Setup, task: Task, on_step: Callable[[Progress], None]) -> Line:
 
 
 def _scores(protocol: Protocol, model: Classifier, part: Part, accelerator: Accelerator) -> dict[str, float]:
-    """How good a trial is, higher is better; and where scores are often equal, what decides between these."""
+    """How good a trial is, higher is better, and what :func:`tuning.best` needs beside it where scores are shares."""
     if protocol == "closed":
         test = part.known.test
         embeddings, logits = embed(model, test, accelerator=accelerator)
-        scores = {"score": metrics.top_k_accuracy(logits, test.target, 1)}
+        accuracy = metrics.top_k_accuracy(logits, test.target, 1)
+        scores = {"score": accuracy, "standard_error": math.sqrt(accuracy * (1 - accuracy) / len(logits))}
         eer = metrics.equal_error_rate(*metrics.pair_scores(embeddings, test.target)) if len(embeddings) > 1 else 1.0
         return scores if math.isnan(eer) else scores | {"tie_break": 1 - eer}
     if protocol == "open":

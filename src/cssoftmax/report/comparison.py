@@ -263,11 +263,13 @@ def _how_to_read(result: Result) -> str:
 def _tuning(result: Result) -> str:
     if not result["tune"]:
         return "Not tuned: every loss with its default settings and the recipe's learning rate."
-    ties = ", of equally accurate ones those with the lower equal error rate" if result["protocol"] == "closed" else ""
+    rule = ""
+    if result["protocol"] == "closed":
+        rule = ": of all within one standard error of the highest accuracy, that with the lowest equal error rate"
     return (
         f"Each loss had {_count(result['tune'], 'trial')}{' a rotation' if len(result['groups']) > 1 else ''} over its "
         "own settings and the learning rate, its defaults first, scored on a part of the training data that the trial "
-        f"was not trained on; these are the best{ties}."
+        f"was not trained on; these are the best{rule}."
     )
 
 
