@@ -34,8 +34,9 @@ def test_all_directions_of_a_matrix_become_about_as_long(rows, columns, seed):
     torch.testing.assert_close(in_its_directions, in_its_directions.diag().diag(), rtol=0, atol=2e-3)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("shape", [(12, 30), (30, 12), (16, 16)])
-def test_steps_go_where_those_of_pytorch_s_go(shape):
+def test_steps_go_where_those_of_pytorch_s_go(shape, autocast):
     weight, other = nn.Parameter(matrix(*shape)), nn.Parameter(matrix(*shape))
     length = weight.norm().item()
     optimizer = turning(weight, lr=0.05)
@@ -44,7 +45,9 @@ def test_steps_go_where_those_of_pytorch_s_go(shape):
         before, start = weight.detach().clone(), other.detach().clone()
         gradient = matrix(*shape, seed=step + 1)
         weight.grad, other.grad = gradient.clone(), gradient.clone()
-        optimizer.step()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            optimizer.step()
+        assert weight.dtype == torch.float32
         peer.step()
         direction = (start - other.detach()) / math.sqrt(max(1, shape[0] / shape[1]))
         turned = before - 0.05 * length * direction / math.sqrt(min(shape))

@@ -129,7 +129,8 @@ def fit(
                 accelerator, value.item() * len(labels), len(labels), correct, number, not fine, stop.requested, late
             )
             if not unfit:
-                prepared.step()
+                with accelerator.autocast():  # Muon's products, too
+                    prepared.step()
                 if average is not None and recipe.ema:
                     average.update_parameters(model)
                 progress = replace(

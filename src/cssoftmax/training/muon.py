@@ -26,7 +26,8 @@ def turn_weights(optimizer: Optimizer) -> None:
     about the angle, in radians, by which a step turns the weight. A group's weight decay is not used: this is for
     networks that normalise after their weights, where a length changes nothing but how fast the weight turns.
 
-    ``torch.optim.Muon`` takes matrices only, keeps no lengths, and iterates in bfloat16, slow on some processors.
+    Under autocast the iterations are in its dtype. ``torch.optim.Muon`` takes matrices only, keeps no lengths, and
+    always iterates in bfloat16, slow on some processors.
 
     Source: K. Jordan, "Muon: an optimizer for hidden layers in neural networks" (2024); kept lengths and three
     iterations as in his airbench94_muon.

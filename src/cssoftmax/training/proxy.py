@@ -32,6 +32,7 @@ class Chooser:
         if learn and losses.isfinite().all():
             set_rate(self.optimizer, rate)
             self.accelerator.backward(losses[chosen].mean())
-            self.prepared.step()
+            with self.accelerator.autocast():
+                self.prepared.step()
             self.prepared.zero_grad()
         return chosen
