@@ -31,6 +31,8 @@ SHORT = {
     "verification": ("eer", "recall_at_1"),
     "open": ("accuracy", "unknown_auroc_cosine", "unknown_auroc_probability"),
 }
+FAMILY = "-family"
+"""How the names of comparisons of all losses end: too many for columns, they are on the long page alone, as rows."""
 DETAILS = ("nll", "ece", "intra_class_degrees_mean", "tar_at_far_1e_3", "map_at_r")
 MARKER = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
@@ -42,7 +44,7 @@ def comparisons(folder: Path) -> list[tuple[str, dict[str, Any]]]:
 
 def results_table() -> str:
     """The headline measures of every comparison, a column a loss."""
-    found = comparisons(COMPARISONS)
+    found = [(name, result) for name, result in comparisons(COMPARISONS) if not name.endswith(FAMILY)]
     if not found:
         return "No comparison has been run yet."
     losses = list(dict.fromkeys(loss for _, result in found for loss in result["losses"]))
@@ -63,18 +65,21 @@ def comparisons_table() -> str:
     parts = []
     for name, result in comparisons(COMPARISONS):
         header, *rows = summary_table(result)
-        measured = zip(result["measures"], rows, strict=True)
         headlines = [key for key in result["headlines"] if key in result["measures"]]
+        measured = zip(result["measures"], rows, strict=True)
+        table = [header, *(row for key, row in measured if key in (*headlines, *DETAILS))]
+        whole = name.endswith(FAMILY)
+        title = f"{result['dataset']}, {result['protocol']}" + (", all losses" if whole else "")
         parts += [
-            f"### {result['dataset']}, {result['protocol']}",
+            f"### {title}",
             f"{result['recipe']['network']} of width {result['recipe']['width']}, {result['epochs']} epochs, "
             f"{len(result['seeds'])} seeds, {result['tune']} trials a loss"
             + (f", {len(result['groups'])} rotations" if len(result["groups"]) > 1 else "")
             + f"; {', '.join(result['devices'])}. Everything: `results/comparisons/{name}/comparison.md`.",
             f"    {result['command']}",
             "\n".join(f"- {escape(conclusion(result, key))}" for key in headlines),
-            markdown([header, *(row for key, row in measured if key in (*headlines, *DETAILS))]),
-            f"![Seeds of every loss, {result['dataset']}, {result['protocol']}](images/comparison-{name}.png)",
+            markdown(_turned(table) if whole else table),
+            f"![Seeds of every loss, {title}](images/comparison-{name}.png)",
         ]
     return "\n\n".join(parts) or "No comparison has been run yet."
 

@@ -10,13 +10,15 @@ set -eu
 cd "$(dirname "$0")/.."
 LOSSES=${LOSSES:-softmax,cs-softmax,normface,cosface,arcface}
 JOBS=${JOBS:-2}
+FAMILY=softmax,cs-softmax,normface,cosface,arcface,subcenter-arcface,sphereface,adacos,curricularface,magface,adaface,\
+elasticface,circle,so-softmax
 PYTHON=${PYTHON:-python}
 AMP=${AMP:-$($PYTHON -c 'from cssoftmax import processor; print("bf16" if processor.bfloat16_slowdown() < 1 else "no")')}
 
 # Name, hours, and what `cssoftmax compare` takes: the short ones first, the protocols of cosine losses last. The hours
 # are about those of five losses on two cores of an AMD EPYC (Zen 4, bf16), one training on each.
 comparisons() {
-    cat <<'END'
+    cat <<END
 mnist-closed          0.6 mnist    --epochs 4  --tune 6 --seeds 20
 fsdd-closed           0.9 fsdd     --epochs 10 --tune 8 --seeds 20
 cifar10-closed        1.0 cifar10  --epochs 6  --tune 5 --seeds 3
@@ -25,6 +27,8 @@ esc10-closed          1.0 esc10    --epochs 30 --tune 2 --seeds 4
 fsdd-verification     0.7 fsdd     --epochs 10 --tune 2 --seeds 3 --protocol verification
 cifar100-verification 0.6 cifar100 --epochs 6  --tune 3 --seeds 3 --protocol verification
 cifar100-open         0.6 cifar100 --epochs 6  --tune 3 --seeds 3 --protocol open
+mnist-family          1.4 mnist    --epochs 4  --tune 6 --seeds 5 --losses $FAMILY
+fsdd-family           1.6 fsdd     --epochs 10 --tune 8 --seeds 5 --losses $FAMILY
 END
 }
 
@@ -35,6 +39,6 @@ comparisons | while read -r name hours arguments; do
     case " $* " in "  " | *" $name "*) ;; *) continue ;; esac
     echo "== $name, about $hours hours" >&2
     # shellcheck disable=SC2086  # the arguments are words
-    $PYTHON -m cssoftmax compare $arguments --losses "$LOSSES" --amp "$AMP" --jobs "$JOBS" \
+    $PYTHON -m cssoftmax compare --losses "$LOSSES" $arguments --amp "$AMP" --jobs "$JOBS" \
         --output "results/comparisons/$name" </dev/null
 done
