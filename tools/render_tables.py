@@ -75,7 +75,7 @@ def comparisons_table() -> str:
             f"{result['recipe']['network']} of width {result['recipe']['width']}, {result['epochs']} epochs, "
             f"{len(result['seeds'])} seeds, {result['tune']} trials a loss"
             + (f", {len(result['groups'])} rotations" if len(result["groups"]) > 1 else "")
-            + f"; {', '.join(result['devices'])}. Everything: `results/comparisons/{name}/comparison.md`.",
+            + f"; {' and '.join(result['devices'])}. Everything: `results/comparisons/{name}/comparison.md`.",
             f"    {result['command']}",
             "\n".join(f"- {escape(conclusion(result, key))}" for key in headlines),
             markdown(_turned(table) if whole else table),
