@@ -19,7 +19,7 @@ from cssoftmax.classifier import Classifier, averaged_logits, embed
 from cssoftmax.data import Split
 from cssoftmax.data.augment import ImageAugment, SoundAugment
 from cssoftmax.recipes import Recipe, RecipeError
-from cssoftmax.training import Interrupted, fit, flops, learning_rate
+from cssoftmax.training import Interrupted, fit, flops, learning_rate, muon
 
 BASIC = {"network": "lenet", "width": 1, "embedding_size": 4, "epochs": 2, "batch_size": 8, "lr": 0.1}
 
@@ -186,18 +186,25 @@ def test_muon_needs_a_hidden_layer(checkpoint):
         trained(checkpoint, muon_lr=0.1)
 
 
-def test_autocast_lowers_the_network_and_leaves_the_loss_in_float32(checkpoint):
+def test_autocast_lowers_the_network_and_muon_and_leaves_the_loss_in_float32(checkpoint, monkeypatch):
     from accelerate.state import AcceleratorState
 
+    def watched(matrix, plain=muon.orthogonal):
+        turned.append(plain(matrix).dtype)
+        return plain(matrix)
+
     AcceleratorState._reset_state(reset_partial_state=True)
-    classifier, seen = model(), {}
+    classifier, twin, seen, turned = deeper(), deeper(), {}, []
+    monkeypatch.setattr(muon, "orthogonal", watched)
     classifier.network[1].register_forward_hook(lambda module, args, output: seen.update(network=output.dtype))
     classifier.loss.register_forward_hook(lambda module, args, output: seen.update(loss=output.dtype))
+    recipe = Recipe(**BASIC, muon_lr=0.05)
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
-    fit(classifier, split(), Recipe(**BASIC), seed=0, accelerator=accelerator, checkpoint=checkpoint)
+    fit(classifier, split(), recipe, seed=0, accelerator=accelerator, checkpoint=checkpoint, proxy=twin)
     AcceleratorState._reset_state(reset_partial_state=True)
     assert seen == {"network": torch.bfloat16, "loss": torch.float32}
-    assert {p.dtype for p in classifier.parameters()} == {torch.float32}
+    assert turned == [torch.bfloat16] * (10 + 3)  # every step, and the proxy's every fourth
+    assert {p.dtype for p in [*classifier.parameters(), *twin.parameters()]} == {torch.float32}
 
 
 @pytest.mark.parametrize("augment", [ImageAugment(flip=True, crop_padding=1), SoundAugment(1, 1, 1)])
