@@ -91,9 +91,7 @@ def test_what_is_written_says_how_it_was_made(uninterrupted):
         assert all(0 < line["tie_break"] < 1 for line in lines)
         samples = 250  # a fifth of each class of 1,258
         errors = {line["number"]: line["standard_error"] for line in lines if line["loss"] == loss}
-        assert errors == pytest.approx(
-            {n: (score * (1 - score) / samples) ** 0.5 for n, score in scores.items()}, rel=0.01
-        )
+        assert errors == pytest.approx({n: (score * (1 - score) / samples) ** 0.5 for n, score in scores.items()})
         best = tuning.best([line for line in lines if line["loss"] == loss])
         assert result["settings"][loss][0]["validation_score"] == best["score"]
         assert result["settings"][loss][0]["lr"] == best["values"]["lr"] * recipes.choose("digits", "image").lr
