@@ -17,6 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 from sweep_defaults import tables as defaults_table
+from sweep_margins import table as margins_table
 
 from cssoftmax import bench
 from cssoftmax.report import conclusion, summary_table
@@ -266,6 +267,7 @@ TABLES = {
     "results": results_table,
     "comparisons": comparisons_table,
     "defaults": lambda: defaults_table(ROOT / "results" / "defaults"),
+    "margins": lambda: margins_table(ROOT / "results" / "defaults" / "margins"),
 }
 
 

@@ -1,0 +1,147 @@
+"""What CS-Softmax's margin and weight update factor buy in the trainings of `cssoftmax compare`, on validation data.
+
+    python tools/sweep_margins.py cifar10 cifar100 --data-root DATA    # more lines into results/defaults/margins
+    python tools/sweep_margins.py --table                              # the table of docs/choosing.md, from there
+
+Networks, epochs, learning rates and validation data are those of the trials of tools/run_comparisons.sh: a fifth of
+the training split, of ESC-10 the fold after the one that is tested on. The test splits are never measured. A line a
+training is written into OUTPUT/DATASET.jsonl; what is there is not trained again.
+"""
+
+import argparse
+import json
+import multiprocessing
+import time
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from cssoftmax import jobs, metrics, processor, recipes, runs, training
+from cssoftmax.classifier import embed
+from cssoftmax.comparison import tuning
+from cssoftmax.comparison.protocol import design_of, validation_part
+
+EPOCHS = {"mnist": 4, "fsdd": 10, "cifar10": 6, "cifar100": 6, "esc10": 30}
+SETTINGS: list[tuple[str, dict[str, float]]] = [
+    ("softmax", {}),
+    *(("cs-softmax", {"margin": m, "weight_update": u}) for m in (0.1, 0.2, 0.35) for u in (0.0, 0.1, 0.25)),
+]
+SHOWN = ("accuracy", "eer", "inter_class_degrees_mean", "inter_class_degrees_min")
+
+Row = dict[str, Any]
+Job = tuple[str, str, dict[str, float], str | None, int, argparse.Namespace]
+
+
+def one(job: Job) -> Row:
+    name, loss, factors, group, seed, arguments = job
+    torch.set_num_threads(1)
+    source = runs.Source(name, data_root=arguments.data_root)
+    dataset = validation_part(source, design_of(source.load(0), "closed", 0), group, 0).known
+    recipe = recipes.choose(name, dataset.kind, epochs=EPOCHS[name])
+    own = tuning.settings(loss, tuning.defaults(loss) | factors, recipe.embedding_size, len(dataset.classes))
+    config = {
+        "kind": dataset.kind,
+        "classes": dataset.classes,
+        "input_shape": dataset.train.inputs.shape[1:],
+        "loss": {"name": loss, "label_smoothing": recipe.label_smoothing, **own},
+        "recipe": asdict(recipe),
+        "margin_warmup_steps": training.margin_warmup_steps(dataset.train, recipe),
+        "seed": seed,
+        "amp": "bf16" if processor.bfloat16_slowdown() < 1 else "no",
+        "cpu": True,
+    }
+    start = time.perf_counter()
+    model, accelerator = jobs.prepare(config, dataset)
+    checkpoint = arguments.output / f".{name}-{multiprocessing.current_process().pid}.safetensors"
+    model = training.fit(model, dataset.train, recipe, seed=seed, accelerator=accelerator, checkpoint=checkpoint)
+    checkpoint.unlink()
+    measures = metrics.measure(*_told(embed(model, dataset.test, accelerator=accelerator), dataset.test.target))
+    return {
+        "loss": loss,
+        "factors": factors,
+        "group": group,
+        "seed": seed,
+        "settings": own,
+        **{key: measures[key] for key in SHOWN},
+        "seconds": time.perf_counter() - start,
+        "recipe": asdict(recipe),
+        "amp": config["amp"],
+        "device": processor.describe("cpu"),
+    }
+
+
+def _told(embedded: tuple[torch.Tensor, torch.Tensor], target: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    embeddings, logits = embedded
+    return embeddings, target, logits
+
+
+def read(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def table(folder: Path) -> str:
+    """Means over the seeds that all settings have, as Markdown."""
+    lines = []
+    for path in sorted(folder.glob("*.jsonl")):
+        rows = read(path)
+        cells: dict[str, list[Row]] = {}
+        for row in rows:
+            cells.setdefault(json.dumps([row["loss"], row["factors"]]), []).append(row)
+        seeds = set.intersection(*({row["seed"] for row in own} for own in cells.values()))
+        devices = " and ".join(sorted({row["device"] for row in rows}))
+        lines += [
+            f"### {path.stem}: seeds {', '.join(map(str, sorted(seeds)))}; {devices}",
+            "",
+            "| | accuracy, % | equal error rate, % | mean angle | smallest angle |",
+            "| :-- | --: | --: | --: | --: |",
+        ]
+        for loss, factors in SETTINGS:
+            own = [row for row in cells.get(json.dumps([loss, factors]), []) if row["seed"] in seeds]
+            if not own:
+                continue
+            name = f"margin {factors['margin']:g}, u = {factors['weight_update']:g}" if factors else "plain softmax"
+            accuracy, eer, mean, smallest = (fmean(row[key] for row in own) for key in SHOWN)
+            lines.append(f"| {name} | {100 * accuracy:.2f} | {100 * eer:.2f} | {mean:.1f}° | {smallest:.1f}° |")
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("datasets", nargs="*", choices=[[], *EPOCHS])
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--margins", nargs="+", type=float, help="these alone")
+    parser.add_argument("--data-root", type=Path)
+    parser.add_argument("--output", type=Path, default=Path("results/defaults/margins"))
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=2)
+    arguments = parser.parse_args()
+    if arguments.table:
+        print(table(arguments.output))
+        return
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    for seed in range(arguments.seeds):
+        for name in arguments.datasets:
+            path = arguments.output / f"{name}.jsonl"
+            done = [(row["loss"], row["factors"], row["group"], row["seed"]) for row in read(path)]
+            source = runs.Source(name, data_root=arguments.data_root)
+            todo = [
+                (name, loss, factors, group, seed, arguments)
+                for loss, factors in SETTINGS
+                if not arguments.margins or not factors or factors["margin"] in arguments.margins
+                for group in design_of(source.load(0), "closed", 0).groups
+                if (loss, factors, group, seed) not in done
+            ]
+            with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool, path.open("a") as file:
+                for row in pool.imap_unordered(one, todo):
+                    file.write(json.dumps(row) + "\n")
+                    file.flush()
+                    told = " ".join(f"{key} {row[key]:.4f}" for key in SHOWN)
+                    print(name, seed, row["group"] or "", row["loss"], row["factors"], told, flush=True)
+
+
+if __name__ == "__main__":
+    main()
