@@ -17,6 +17,7 @@ from cssoftmax.checkpoint import Parts, Progress, load_checkpoint, save_checkpoi
 from cssoftmax.classifier import Classifier
 from cssoftmax.data import Split
 from cssoftmax.data.augment import mixup
+from cssoftmax.engine import memory
 from cssoftmax.processes import (
     are_finite,
     clip_gradients,
@@ -83,6 +84,8 @@ def fit(
             samples.
         TrainingError: the checkpoint does not fit, or there is a ``muon_lr`` and no weight for it.
     """
+    if accelerator.device.type == "cpu":
+        memory.keep_freed()
     model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     chooser = None if proxy is None else proxies.Chooser(proxy, recipe, accelerator)
     average = None
