@@ -27,7 +27,7 @@ from cssoftmax.comparison.protocol import design_of, validation_part
 EPOCHS = {"mnist": 4, "fsdd": 10, "cifar10": 6, "cifar100": 6, "esc10": 30}
 SETTINGS: list[tuple[str, dict[str, float]]] = [
     ("softmax", {}),
-    *(("cs-softmax", {"margin": m, "weight_update": u}) for m in (0.1, 0.2, 0.35) for u in (0.0, 0.1, 0.25)),
+    *(("cs-softmax", {"margin": m, "weight_update": u}) for m in (0.1, 0.2, 0.35) for u in (0.0, 0.1, 0.125, 0.25)),
 ]
 SHOWN = ("accuracy", "eer", "inter_class_degrees_mean", "inter_class_degrees_min")
 
@@ -79,9 +79,9 @@ def _told(embedded: tuple[torch.Tensor, torch.Tensor], target: torch.Tensor) -> 
 
 
 def asked(factors: dict[str, float], arguments: argparse.Namespace) -> bool:
-    """Whether a setting is among the margins and factors given; plain softmax always is."""
+    """Whether a setting is among the margins and factors given; plain softmax has none."""
     only = {"margin": arguments.margins, "weight_update": arguments.factors}
-    return all(not only[name] or value in only[name] for name, value in factors.items())
+    return all(not only[name] or factors.get(name) in only[name] for name in only)
 
 
 def read(path: Path) -> list[Row]:

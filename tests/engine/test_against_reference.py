@@ -55,7 +55,7 @@ def near_a_jump(name, similarity, c, norm, y):
 
 
 # Few: each is a setting that a similarity is traced and translated for.
-numbers = st.sampled_from([0.0, 0.05, 0.25, 0.61, 0.9])
+numbers = st.sampled_from([0.0, 0.05, 0.125, 0.25, 0.61, 0.9])
 shapes = st.tuples(st.integers(1, 8), st.integers(1, 9), st.integers(1, 11))
 
 
