@@ -27,7 +27,7 @@ from cssoftmax.comparison.protocol import design_of, validation_part
 EPOCHS = {"mnist": 4, "fsdd": 10, "cifar10": 6, "cifar100": 6, "esc10": 30}
 SETTINGS: list[tuple[str, dict[str, float]]] = [
     ("softmax", {}),
-    *(("cs-softmax", {"margin": m, "weight_update": u}) for m in (0.1, 0.2, 0.35) for u in (0.0, 0.1, 0.125, 0.25)),
+    *(("cs-softmax", {"margin": m, "weight_update": u}) for m in (0.1, 0.15, 0.2) for u in (0.0, 0.1, 0.125, 0.25)),
 ]
 SHOWN = ("accuracy", "eer", "inter_class_degrees_mean", "inter_class_degrees_min")
 

@@ -2,7 +2,8 @@
 
     python tools/unknown_rates.py [--data-root DIR] [--probability P] [digits mnist fsdd ...]
 
-The last two classes of each data set are held out of a training with its quick recipe.
+The last two classes of each data set are held out of a training with its quick recipe. --margin and --weight-update
+take the place of the loss's defaults.
 """
 
 import argparse
@@ -12,18 +13,21 @@ from pathlib import Path
 import torch
 from torch.nn.functional import normalize
 
-from cssoftmax import jobs, metrics, runs
+from cssoftmax import CSSoftmaxLoss, jobs, metrics, runs
 from cssoftmax.data import hold_out_classes, load_dataset
 from cssoftmax.embedder import Embedder
-from cssoftmax.similarity import CSSoftmax, default_scale
+from cssoftmax.similarity import default_scale
 
 
-def measured(name: str, data_root: Path | None, probability: float | None, folder: Path) -> list[str]:
+def measured(
+    name: str, data_root: Path | None, factors: dict[str, float], probability: float | None, folder: Path
+) -> list[str]:
     dataset = load_dataset(name, data_root=data_root)
     held_out = dataset.classes[-2:]
-    scale = default_scale(CSSoftmax(0.1, 0.25), len(dataset.classes) - 2, probability)
+    classes = len(dataset.classes) - 2
+    scale = default_scale(CSSoftmaxLoss(1, classes, **factors).similarity, classes, probability)
     source = runs.Source(name, data_root, held_out_classes=held_out)
-    run = jobs.train(source, folder / name, loss_settings={"scale": scale}, cpu=True)
+    run = jobs.train(source, folder / name, loss_settings={**factors, "scale": scale}, cpu=True)
     embedder = Embedder.load(run, device="cpu")
     known, unknown = hold_out_classes(dataset, held_out)
     strangers, friends = (torch.cat([embedder._network(b) for b in s.inputs.split(500)]) for s in (unknown, known.test))
@@ -52,7 +56,11 @@ def main() -> None:
     parser.add_argument("sources", nargs="*", default=["digits", "mnist", "fsdd"])
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--probability", type=float, help="of a perfect embedding, which sets the scale")
+    parser.add_argument("--margin", type=float)
+    parser.add_argument("--weight-update", type=float)
     arguments = parser.parse_args()
+    factors = {key: getattr(arguments, key) for key in ("margin", "weight_update")}
+    factors = {key: value for key, value in factors.items() if value is not None}
     head = [
         "data",
         "unknown samples",
@@ -66,10 +74,8 @@ def main() -> None:
     print(f"|{'---|' * len(head)}")
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.sources:
-            print(
-                f"| {' | '.join(measured(name, arguments.data_root, arguments.probability, Path(folder)))} |",
-                flush=True,
-            )
+            cells = measured(name, arguments.data_root, factors, arguments.probability, Path(folder))
+            print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def test_the_explorer_starts_at_the_factors_of_the_run(make_run, tmp_path):
     text = write_report([make_run()], tmp_path / "report").read_text()
     assert data_of(text)["explorer"] == {"margin": 0.2, "weightUpdate": 0.5, "scale": 30.0, "classes": 4}
     text = write_report([make_run("other", loss={"name": "softmax"})], tmp_path / "report").read_text()
-    assert data_of(text)["explorer"]["margin"] == 0.1
+    assert data_of(text)["explorer"]["margin"] == 0.15
 
 
 def test_of_many_classes_the_least_accurate_are_in_the_table(make_run, tmp_path):

@@ -34,7 +34,7 @@ SPACE = {
     "margin": Range(0.0, 0.5),
     **{f"{loss}.margin": Range(0.0, 0.8) for loss in ANGULAR},
     "sphereface.margin": Range(1.0, 4.0),
-    "weight_update": Range(0.0, 1.0),
+    "weight_update": Range(0.0, 0.5),
     "relaxation": Range(0.1, 0.5),
 }
 

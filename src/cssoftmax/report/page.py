@@ -9,12 +9,11 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from cssoftmax import __version__, files
+from cssoftmax import __version__, files, losses
 from cssoftmax.metrics import format_difference, format_value
 from cssoftmax.report import facts
 from cssoftmax.report.markdown import command, measured, measures_of, settings_table, value_of
 from cssoftmax.report.run import Run, labels, load_run
-from cssoftmax.similarity import CSSoftmax, default_scale
 
 Facts = dict[str, Any]
 
@@ -215,8 +214,13 @@ def _explorer(runs: Sequence[Run]) -> Facts:
         found = [loss.get(key) for key in ("margin", "weight_update", "scale")]
         if loss.get("name") == "cs-softmax" and all(isinstance(value, int | float) for value in found):
             return {"margin": found[0], "weightUpdate": found[1], "scale": found[2], "classes": classes}
-    scale = default_scale(CSSoftmax(0.1, 0.25), classes)
-    return {"margin": 0.1, "weightUpdate": 0.25, "scale": round(scale, 2), "classes": classes}
+    default = losses.settings_of(losses.build("cs-softmax", 1, classes))
+    return {
+        "margin": default["margin"],
+        "weightUpdate": default["weight_update"],
+        "scale": round(default["scale"], 2),
+        "classes": classes,
+    }
 
 
 @cache
