@@ -58,7 +58,8 @@ def one(job: Job) -> Row:
     checkpoint = arguments.output / f".{name}-{multiprocessing.current_process().pid}.safetensors"
     model = training.fit(model, dataset.train, recipe, seed=seed, accelerator=accelerator, checkpoint=checkpoint)
     checkpoint.unlink()
-    measures = metrics.measure(*_told(embed(model, dataset.test, accelerator=accelerator), dataset.test.target))
+    embeddings, logits = embed(model, dataset.test, accelerator=accelerator)
+    measures = metrics.measure(embeddings, dataset.test.target, logits)
     return {
         "loss": loss,
         "factors": factors,
@@ -71,11 +72,6 @@ def one(job: Job) -> Row:
         "amp": config["amp"],
         "device": processor.describe("cpu"),
     }
-
-
-def _told(embedded: tuple[torch.Tensor, torch.Tensor], target: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    embeddings, logits = embedded
-    return embeddings, target, logits
 
 
 def asked(factors: dict[str, float], arguments: argparse.Namespace) -> bool:
@@ -130,12 +126,12 @@ def main() -> None:
         for name in arguments.datasets:
             path = arguments.output / f"{name}.jsonl"
             done = [(row["loss"], row["factors"], row["group"], row["seed"]) for row in read(path)]
-            source = runs.Source(name, data_root=arguments.data_root)
+            groups = design_of(runs.Source(name, data_root=arguments.data_root).load(0), "closed", 0).groups
             todo = [
                 (name, loss, factors, group, seed, arguments)
                 for loss, factors in SETTINGS
                 if asked(factors, arguments)
-                for group in design_of(source.load(0), "closed", 0).groups
+                for group in groups
                 if (loss, factors, group, seed) not in done
             ]
             with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool, path.open("a") as file:

@@ -30,7 +30,7 @@ PastPi = Literal["linear", "easy_margin", "none"]
 
 # Nearer than this to the clamp of an update weight, its slope, which has no bound there, counts as zero.
 EDGE = 1e-6
-# Square roots that make a power: together they cost a third of what pow does.
+# Square roots that make a power, and cost less than pow.
 ROOTS = {0.5: 1, 0.25: 2, 0.125: 3}
 
 
