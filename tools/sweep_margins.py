@@ -12,17 +12,17 @@ import argparse
 import json
 import multiprocessing
 import time
-from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
 
-from cssoftmax import jobs, metrics, processor, recipes, runs, training
+from cssoftmax import metrics, processor, runs
 from cssoftmax.classifier import embed
 from cssoftmax.comparison import tuning
 from cssoftmax.comparison.protocol import design_of, validation_part
+from cssoftmax.comparison.trainings import train_on
 
 EPOCHS = {"mnist": 4, "fsdd": 10, "cifar10": 6, "cifar100": 6, "esc10": 30}
 SETTINGS: list[tuple[str, dict[str, float]]] = [
@@ -40,23 +40,20 @@ def one(job: Job) -> Row:
     torch.set_num_threads(1)
     source = runs.Source(name, data_root=arguments.data_root)
     dataset = validation_part(source, design_of(source.load(0), "closed", 0), group, 0).known
-    recipe = recipes.choose(name, dataset.kind, epochs=EPOCHS[name])
-    own = tuning.settings(loss, tuning.defaults(loss) | factors, recipe.embedding_size, len(dataset.classes))
-    config = {
-        "kind": dataset.kind,
-        "classes": dataset.classes,
-        "input_shape": dataset.train.inputs.shape[1:],
-        "loss": {"name": loss, "label_smoothing": recipe.label_smoothing, **own},
-        "recipe": asdict(recipe),
-        "margin_warmup_steps": training.margin_warmup_steps(dataset.train, recipe),
-        "seed": seed,
-        "amp": "bf16" if processor.bfloat16_slowdown() < 1 else "no",
-        "cpu": True,
-    }
-    start = time.perf_counter()
-    model, accelerator = jobs.prepare(config, dataset)
+    amp: runs.Amp = "bf16" if processor.bfloat16_slowdown() < 1 else "no"
     checkpoint = arguments.output / f".{name}-{multiprocessing.current_process().pid}.safetensors"
-    model = training.fit(model, dataset.train, recipe, seed=seed, accelerator=accelerator, checkpoint=checkpoint)
+    checkpoint.unlink(missing_ok=True)  # of a sweep that was killed, perhaps of other settings
+    start = time.perf_counter()
+    model, accelerator, config = train_on(
+        dataset,
+        loss,
+        tuning.defaults(loss) | factors,
+        recipe_changes={"epochs": EPOCHS[name]},
+        seed=seed,
+        amp=amp,
+        cpu=True,
+        checkpoint=checkpoint,
+    )
     checkpoint.unlink()
     embeddings, logits = embed(model, dataset.test, accelerator=accelerator)
     measures = metrics.measure(embeddings, dataset.test.target, logits)
@@ -65,11 +62,11 @@ def one(job: Job) -> Row:
         "factors": factors,
         "group": group,
         "seed": seed,
-        "settings": own,
+        "settings": {key: value for key, value in config["loss"].items() if key not in ("name", "label_smoothing")},
         **{key: measures[key] for key in SHOWN},
         "seconds": time.perf_counter() - start,
-        "recipe": asdict(recipe),
-        "amp": config["amp"],
+        "recipe": config["recipe"],
+        "amp": amp,
         "device": processor.describe("cpu"),
     }
 

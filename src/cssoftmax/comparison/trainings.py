@@ -15,6 +15,7 @@ from cssoftmax.classifier import Classifier, embed
 from cssoftmax.comparison import tuning
 from cssoftmax.comparison.protocol import Design, Part, Protocol, test_part, validation_part
 from cssoftmax.comparison.tuning import Values
+from cssoftmax.data import Dataset
 from cssoftmax.watcher import Watcher
 
 Line = dict[str, Any]
@@ -69,35 +70,65 @@ def checkpoint(setup: Setup, task: Task) -> Path:
     return setup.output / "trials" / f"{task.name}.safetensors"
 
 
-def _try(setup: Setup, task: Task, on_step: Callable[[Progress], None]) -> Line:
-    part = validation_part(setup.source, setup.design, task.group, setup.seed)
-    dataset = part.known
-    recipe = recipes.choose(dataset.name, dataset.kind, **setup.recipe_changes)
-    recipe = replace(recipe, lr=recipe.lr * task.values["lr"])
-    own = tuning.settings(task.loss, task.values, recipe.embedding_size, len(dataset.classes))
+def train_on(
+    dataset: Dataset,
+    loss: str,
+    values: Values,
+    *,
+    recipe_changes: Mapping[str, Any],
+    seed: int,
+    amp: runs.Amp,
+    cpu: bool,
+    checkpoint: Path,
+    on_step: Callable[[Progress], None] = lambda progress: None,
+) -> tuple[Classifier, Accelerator, dict[str, Any]]:
+    """A training without a run's folder, resumed from ``checkpoint``; returns its configuration, too.
+
+    Raises:
+        cssoftmax.checkpoint.TrainingError: as :func:`cssoftmax.training.fit` does.
+    """
+    recipe = recipes.choose(dataset.name, dataset.kind, **recipe_changes)
+    recipe = replace(recipe, lr=recipe.lr * values.get("lr", 1.0))
+    own = tuning.settings(loss, values, recipe.embedding_size, len(dataset.classes))
     config = {
         "kind": dataset.kind,
         "classes": dataset.classes,
         "input_shape": dataset.train.inputs.shape[1:],
-        "loss": {"name": task.loss, "label_smoothing": recipe.label_smoothing, **own},
+        "loss": {"name": loss, "label_smoothing": recipe.label_smoothing, **own},
         "recipe": asdict(recipe),
         "margin_warmup_steps": training.margin_warmup_steps(dataset.train, recipe),
-        "seed": setup.seed,
-        "amp": setup.amp,
-        "cpu": setup.cpu,
+        "seed": seed,
+        "amp": amp,
+        "cpu": cpu,
     }
     model, accelerator = jobs.prepare(config, dataset)
+    model = training.fit(
+        model,
+        dataset.train,
+        recipe,
+        seed=seed,
+        accelerator=accelerator,
+        checkpoint=checkpoint,
+        resume=True,
+        proxy=runs.proxy_of(config, model),
+        on_step=on_step,
+    )
+    return model, accelerator, config
+
+
+def _try(setup: Setup, task: Task, on_step: Callable[[Progress], None]) -> Line:
+    part = validation_part(setup.source, setup.design, task.group, setup.seed)
     line = {"loss": task.loss, "group": task.group, "number": task.number, "values": task.values}
     try:
-        model = training.fit(
-            model,
-            dataset.train,
-            recipe,
+        model, accelerator, _ = train_on(
+            part.known,
+            task.loss,
+            task.values,
+            recipe_changes=setup.recipe_changes,
             seed=setup.seed,
-            accelerator=accelerator,
+            amp=setup.amp,
+            cpu=setup.cpu,
             checkpoint=checkpoint(setup, task),
-            resume=True,
-            proxy=runs.proxy_of(config, model),
             on_step=on_step,
         )
     except training.Diverged as error:
