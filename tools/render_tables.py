@@ -20,7 +20,10 @@ from sweep_defaults import tables as defaults_table
 from sweep_margins import table as margins_table
 
 from cssoftmax import bench
+from cssoftmax.metrics import format_difference
 from cssoftmax.report import conclusion, summary_table
+from cssoftmax.report.comparison import BY_KEY as MEASURES
+from cssoftmax.report.comparison import MARKS
 from cssoftmax.report.markdown import escape, markdown
 
 ROOT = Path(__file__).parent.parent
@@ -58,6 +61,27 @@ def results_table() -> str:
                 cells = dict(zip(names, row[1:], strict=True))
                 table.append([what, row[0], *(cells.get(loss, "-") for loss in losses)])
                 what = ""
+    return markdown(table)
+
+
+def gains_table() -> str:
+    """CS-Softmax less plain softmax in the headline measures of every comparison of the closed protocol."""
+    found = [
+        result
+        for name, result in comparisons(COMPARISONS)
+        if result["protocol"] == "closed" and not name.endswith(FAMILY)
+    ]
+    if not found:
+        return "No comparison has been run yet."
+    measures = [MEASURES[key] for key in found[0]["headlines"]]
+    table = [["data", "seeds", *(measure.title for measure in measures)]]
+    for result in found:
+        own = [result["differences"][measure.key]["cs-softmax"] for measure in measures]
+        cells = [
+            format_difference(measure, difference["mean"]) + MARKS.get(difference["verdict"], "")
+            for measure, difference in zip(measures, own, strict=True)
+        ]
+        table.append([result["dataset"], str(len(result["seeds"])), *cells])
     return markdown(table)
 
 
@@ -266,6 +290,7 @@ TABLES = {
     "recipes": recipes_table,
     "results": results_table,
     "comparisons": comparisons_table,
+    "gains": gains_table,
     "defaults": lambda: defaults_table(ROOT / "results" / "defaults"),
     "margins": lambda: margins_table(ROOT / "results" / "defaults" / "margins"),
 }
