@@ -23,8 +23,8 @@ IMAGES = ROOT / "docs" / "images"
 # What is drawn of a loss: a name, the similarity, the embedding's length.
 Curve = tuple[str, Similarity, float]
 CURVES: dict[str, list[Curve]] = {
-    "cs-softmax": [(f"m = 0.1, u = {u:g}", similarities.CSSoftmax(0.1, u), 1) for u in (0.0, 0.25, 1.0)]
-    + [("m = 0.4, u = 0.25", similarities.CSSoftmax(0.4, 0.25), 1)],
+    "cs-softmax": [(f"m = 0.15, u = {u:g}", similarities.CSSoftmax(0.15, u), 1) for u in (0.0, 0.125, 1.0)]
+    + [("m = 0.4, u = 0.125", similarities.CSSoftmax(0.4, 0.125), 1)],
     "softmax": [(f"|x| |w| = {length:g}", similarities.CosFace(normalized="none"), length) for length in (1, 2)],
     "normface": [("", similarities.CosFace(), 1)],
     "cosface": [(f"m = {m:g}", similarities.CosFace(m), 1) for m in (0.1, 0.35)],
