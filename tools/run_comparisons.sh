@@ -23,7 +23,7 @@ mnist-closed          0.6 mnist    --epochs 4  --tune 6 --seeds 20
 fsdd-closed           0.9 fsdd     --epochs 10 --tune 8 --seeds 20
 cifar10-closed        1.0 cifar10  --epochs 6  --tune 5 --seeds 3
 cifar100-closed       1.0 cifar100 --epochs 6  --tune 5 --seeds 3
-esc10-closed          1.0 esc10    --epochs 30 --tune 2 --seeds 4
+esc10-closed          2.0 esc10    --epochs 30 --tune 2 --seeds 10
 fsdd-verification     0.7 fsdd     --epochs 10 --tune 2 --seeds 3 --protocol verification
 cifar100-verification 0.6 cifar100 --epochs 6  --tune 3 --seeds 3 --protocol verification
 cifar100-open         0.6 cifar100 --epochs 6  --tune 3 --seeds 3 --protocol open
