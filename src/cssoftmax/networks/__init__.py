@@ -3,7 +3,7 @@
 from cssoftmax.networks.build import NETWORKS, NetworkError, build, find, is_import_path
 from cssoftmax.networks.image import lenet, plain3, plain5, plain7, resnet9, resnet18, whitenet, wideresnet
 from cssoftmax.networks.layers import Standardize, Whitening
-from cssoftmax.networks.sound import melnet
+from cssoftmax.networks.sound import melnet, texturenet
 
 __all__ = [
     "NETWORKS",
@@ -20,6 +20,7 @@ __all__ = [
     "plain7",
     "resnet9",
     "resnet18",
+    "texturenet",
     "whitenet",
     "wideresnet",
 ]

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from cssoftmax.networks.image import lenet, plain3, plain5, plain7, resnet9, resnet18, whitenet, wideresnet
-from cssoftmax.networks.sound import melnet
+from cssoftmax.networks.sound import melnet, texturenet
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "lenet": lenet,
@@ -22,6 +22,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "whitenet": whitenet,
     "wideresnet": wideresnet,
     "melnet": melnet,
+    "texturenet": texturenet,
 }
 
 

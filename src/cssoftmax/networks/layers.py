@@ -100,3 +100,28 @@ class Residual(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         outputs: Tensor = self.shortcut(inputs) + self.branch(inputs)
         return torch.relu(outputs) if self.relu else outputs
+
+
+class SideBySide(nn.Module):
+    """The embeddings of several networks of one input, side by side.
+
+    In training each network is left out (its numbers are 0) of half of the samples, of each sample but never all: it
+    learns to tell the classes by itself, where otherwise the quickest would leave the others little to learn.
+
+    >>> SideBySide(nn.Flatten(), nn.Flatten()).eval()(torch.ones(2, 3)).shape
+    torch.Size([2, 6])
+    """
+
+    def __init__(self, *networks: nn.Module) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        embeddings = [network(inputs) for network in self.networks]
+        if self.training:
+            kept = torch.rand(len(inputs), len(embeddings)) < 0.5
+            last = torch.randint(len(embeddings), (len(inputs), 1))
+            kept |= ~kept.any(1, keepdim=True) & (torch.arange(len(embeddings)) == last)
+            shares = kept.to(inputs.device).unbind(1)
+            embeddings = [one * share[:, None] for one, share in zip(embeddings, shares, strict=True)]
+        return torch.cat(embeddings, 1)

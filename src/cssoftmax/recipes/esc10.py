@@ -24,10 +24,10 @@ RECIPE = Recipe(
 )
 
 BEST = Recipe(
-    network="melnet",
+    network="texturenet",
     width=16,
-    embedding_size=128,
-    epochs=100,
+    embedding_size=256,
+    epochs=160,
     batch_size=32,
     lr=0.05,
     augment=SoundAugment(time_mask=32, frequency_mask=8, shift=108),
