@@ -45,6 +45,13 @@ def test_onnx_runs_on_any_number_of_images_and_says_how_to_prepare_them(make_pho
         assert logits.shape == (number, 2)
 
 
+def test_onnx_holds_the_texture_of_sounds(tones, tmp_path):
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(package)
+    run = trained(tones, tmp_path, changes={"network": "texturenet"})
+    assert export(Embedder.load(run), tmp_path / "model.onnx", "onnx") < 1e-4  # onnxruntime's outputs to PyTorch's
+
+
 def test_torch_export_needs_nothing_of_this_package(tones, tmp_path):
     run = trained(tones, tmp_path)
     embedder = Embedder.load(run)
