@@ -33,7 +33,7 @@ SUMMARY = ROOT / "results" / "summary.json"
 COMPARISONS = {
     "fsdd": ("fsdd", 3),
     "fsdd-speakers": ("fsdd --by-group", 1),
-    "esc10": ("esc10", 1),
+    "esc10": ("esc10", 3),
     "mnist": ("mnist", 3),
     "mnist-plain3": ("mnist --network plain3 --width 16", 1),
     "mnist-plain7": ("mnist --network plain7 --width 48", 1),
