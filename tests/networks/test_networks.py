@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from cssoftmax.networks import NETWORKS, Standardize, Whitening
+from cssoftmax.networks import NETWORKS, NetworkError, Standardize, Whitening, build
 from cssoftmax.networks.layers import SideBySide
 from cssoftmax.networks.sound import Texture
 
@@ -117,3 +117,9 @@ def test_networks_side_by_side_are_each_left_out_of_some_samples_but_never_all()
     # Of eight equally likely choices one leaves all out, and then one of three stays.
     torch.testing.assert_close(parts[..., 0].mean(0), torch.full((3,), 1 / 2 + 1 / 24), atol=0.03, rtol=0)
     assert network.eval()(ones).min() == 1
+
+
+def test_two_parts_do_not_fit_into_one_number():
+    with pytest.raises(NetworkError, match="network: texturenet failed: .* an embedding size of at least 2, not 1"):
+        build("texturenet", 1, 1, width=2)
+    assert build("texturenet", 1, 2, width=2).eval()(torch.zeros(1, 1, 64, 64)).shape == (1, 2)

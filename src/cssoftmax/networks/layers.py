@@ -105,8 +105,8 @@ class Residual(nn.Module):
 class SideBySide(nn.Module):
     """The embeddings of several networks of one input, side by side.
 
-    In training each network is left out (its numbers are 0) of half of the samples, of each sample but never all: it
-    learns to tell the classes by itself, where otherwise the quickest would leave the others little to learn.
+    In training each network is left out (its numbers are 0) of half of the samples, but never all of one sample: each
+    has to tell the classes by itself, too.
 
     >>> SideBySide(nn.Flatten(), nn.Flatten()).eval()(torch.ones(2, 3)).shape
     torch.Size([2, 6])

@@ -25,10 +25,15 @@ def texturenet(channels: int, embedding_size: int, width: int = 16) -> SideBySid
 
     Convolutions find events; the statistics are of what goes on throughout, as rain and surf do.
 
+    Raises:
+        ValueError: ``embedding_size`` is less than 2.
+
     >>> import torch
     >>> texturenet(1, 64)(torch.zeros(2, 1, 64, 216)).shape
     torch.Size([2, 64])
     """
+    if embedding_size < 2:
+        raise ValueError(f"its two parts need an embedding size of at least 2, not {embedding_size}")
     stem = nn.Sequential(nn.Conv2d(channels, width, 5, 2, 2, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
     texture, hidden, half = Texture(channels), 16 * width, embedding_size // 2
     return SideBySide(
@@ -77,7 +82,7 @@ class Texture(nn.Module):
     WINDOW = 64
     RATES = (1, 2, 4, 6, 9, 14, 21, 33)
     FLOOR = 2e-3
-    """Of the power, in squares of deviations: about that of one decibel."""
+    """Of the power, in squares of a deviation; of ESC-10, whose deviation is 22 dB, that of one decibel."""
 
     spectrum: Tensor
     ranges: Tensor

@@ -1,8 +1,8 @@
 """ESC-10, log-mel spectrograms of five-second recordings: minutes on two CPU cores.
 
 64 mel bands, 216 frames. The augmentation was no worse than none or twice this on a validation split of 60 recordings,
-which is too few to tell them apart; and a random split of the training folds says too much anyway (95 % by
-`--validation 0.2`, where a whole fold says 89): clips of one recording lie in one fold, but in both parts of a split.
+which is too few to tell them apart; and a random split of the training folds says too much anyway: clips of one
+recording lie in one fold, but in both parts of a split.
 
 BEST: 93.00 % with CS-Softmax, 92.50 % with the mean over views, over the five folds, one seed; plain softmax 92.00 %
 and 91.75 %. 0.014 PFLOP and 6 minutes a fold on one thread of an AMD EPYC (AVX2, float32):
