@@ -41,7 +41,7 @@ def choose(name: str, kind: str, variant: Variant = "quick", **changes: Any) -> 
     >>> choose("mnist", "image", epochs=3).epochs
     3
     >>> choose("mnist", "image", "best").network
-    'plain5'
+    'resnet9'
     """
     if variant not in get_args(Variant):
         raise RecipeError(f"recipe: {variant!r} is not one of {', '.join(get_args(Variant))}")
