@@ -85,8 +85,13 @@ def main() -> int:
 
 
 def write_rows(name: str, new: list[dict[str, Any]]) -> None:
-    """Puts the comparison's rows, one a loss, in the place of those it had."""
+    """Puts the comparison's rows, one a loss, in the place of those it had.
+
+    One with nothing newly trained stays: its versions and commit are those of the training.
+    """
     rows = json.loads(SUMMARY.read_text()) if SUMMARY.exists() else []
+    trained = {(row["loss"], *row["seeds"], *row["accuracy"]): row for row in rows if row["name"] == name}
+    new = [trained.get((row["loss"], *row["seeds"], *row["accuracy"]), row) for row in new]
     rows = [row for row in rows if row["name"] != name] + new
     order = [*COMPARISONS, VOTE, *ON_GPU]
     rows.sort(key=lambda row: order.index(row["name"]) if row["name"] in order else len(order))
