@@ -10,6 +10,7 @@ from cssoftmax.data.augment import (
     flipped,
     image_augmentation,
     mixup,
+    random_equalization,
     random_mask,
     shifted,
     sound_augmentation,
@@ -25,7 +26,8 @@ SOUNDS = {
     "time": SoundAugment(time_mask=10),
     "frequency": SoundAugment(frequency_mask=10),
     "shift": SoundAugment(shift=5),
-    "all": SoundAugment(time_mask=10, frequency_mask=10, shift=5),
+    "equalization": SoundAugment(equalization=6),
+    "all": SoundAugment(time_mask=10, frequency_mask=10, shift=5, equalization=6),
 }
 CASES = {
     **{f"image {name}": (image_augmentation(config), (16, 3, 32, 28)) for name, config in IMAGES.items()},
@@ -165,3 +167,14 @@ def test_mixup_weights(alpha):
     assert float(drawn.var()) == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.25)
     torch.manual_seed(0)
     assert mixup(inputs, target, alpha)[3] == weights[0]
+
+
+def test_equalization_adds_one_smooth_curve_to_all_frames():
+    inputs = torch.randn(2000, 2, 64, 5)
+    added = random_equalization(inputs, 6.0) - inputs
+    torch.testing.assert_close(added, added[:, :1, :, :1].expand_as(added), atol=1e-4, rtol=0)
+    curve = added[:, 0, :, 0]
+    assert 5.5 < curve[:, 0].std() < 6.5 and abs(float(curve.mean())) < 0.5
+    # Straight between its eight corners: nine bands apart, no band is bent but those.
+    bends = curve.diff(n=2, dim=1).abs().mean(0) > 1e-3
+    assert 6 <= bends.sum() <= 14

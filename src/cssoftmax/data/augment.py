@@ -10,6 +10,8 @@ from torch.distributions import Beta
 
 Augmentation = Callable[[Tensor], Tensor]
 
+EQUALIZER_BANDS = 8
+
 
 @dataclass(frozen=True)
 class ImageAugment:
@@ -34,17 +36,22 @@ class ImageAugment:
 
 @dataclass(frozen=True)
 class SoundAugment:
-    """What may happen to each log-mel spectrogram of a batch (SpecAugment); the defaults change nothing.
+    """What may happen to each log-mel spectrogram of a batch; the defaults change nothing.
+
+    The masks are SpecAugment's (Park et al., 2019).
 
     Attributes:
         time_mask: longest run of frames set to the spectrogram's mean; never more than half of them.
         frequency_mask: widest run of mel bands set to the spectrogram's mean; never more than half of them.
         shift: move in time by up to so many frames, what leaves at one end coming back at the other.
+        equalization: decibels; the deviation of a smooth curve over the mel bands that is added, as another room or
+            microphone would.
     """
 
     time_mask: int = 0
     frequency_mask: int = 0
     shift: int = 0
+    equalization: float = 0.0
 
 
 def image_augmentation(config: ImageAugment) -> Augmentation:
@@ -69,7 +76,7 @@ def image_augmentation(config: ImageAugment) -> Augmentation:
 
 
 def sound_augmentation(config: SoundAugment) -> Augmentation:
-    """Augmentation of log-mel spectrograms (N, 1, mels, frames); shape, dtype and device are kept.
+    """Augmentation of log-mel spectrograms (N, 1, mels, frames) in decibels; shape, dtype and device are kept.
 
     >>> import torch
     >>> augment = sound_augmentation(SoundAugment(time_mask=8, frequency_mask=8, shift=4))
@@ -83,6 +90,8 @@ def sound_augmentation(config: SoundAugment) -> Augmentation:
         steps.append(lambda inputs: random_mask(inputs, config.time_mask, dim=3))
     if config.frequency_mask:
         steps.append(lambda inputs: random_mask(inputs, config.frequency_mask, dim=2))
+    if config.equalization:
+        steps.append(lambda inputs: random_equalization(inputs, config.equalization))
     return _chain(steps)
 
 
@@ -162,6 +171,13 @@ def random_shift(inputs: Tensor, frames: int) -> Tensor:
     shift = torch.randint(-frames, frames + 1, (number, 1)).to(inputs.device)
     columns = (torch.arange(width, device=inputs.device) - shift) % width
     return inputs.gather(3, columns[:, None, None, :].expand_as(inputs))
+
+
+def random_equalization(inputs: Tensor, decibels: float) -> Tensor:
+    """Add to each sample (N, channels, mels, frames) a curve over its bands: lines between eight normal numbers."""
+    number, _, mels, _ = inputs.shape
+    curve = F.interpolate(torch.randn(number, 1, EQUALIZER_BANDS), mels, mode="linear", align_corners=True)
+    return inputs + (decibels * curve).to(inputs)[..., None]
 
 
 def random_mask(inputs: Tensor, widest: int, dim: int) -> Tensor:

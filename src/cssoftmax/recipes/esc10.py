@@ -31,7 +31,7 @@ BEST = Recipe(
     epochs=160,
     batch_size=32,
     lr=0.05,
-    augment=SoundAugment(time_mask=32, frequency_mask=8, shift=108),
+    augment=SoundAugment(time_mask=32, frequency_mask=8, shift=108, equalization=6),
     mixup=0.2,
     average_views=True,
 )
