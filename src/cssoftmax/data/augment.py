@@ -11,6 +11,7 @@ from torch.distributions import Beta
 Augmentation = Callable[[Tensor], Tensor]
 
 EQUALIZER_BANDS = 8
+"""Mel bands, evenly spread, between which a random equalizer's curve is straight."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class SoundAugment:
         time_mask: longest run of frames set to the spectrogram's mean; never more than half of them.
         frequency_mask: widest run of mel bands set to the spectrogram's mean; never more than half of them.
         shift: move in time by up to so many frames, what leaves at one end coming back at the other.
-        equalization: decibels; the deviation of a smooth curve over the mel bands that is added, as another room or
+        equalization: decibels; the deviation of a random curve over the mel bands that is added, as another room or
             microphone would.
     """
 
@@ -174,7 +175,7 @@ def random_shift(inputs: Tensor, frames: int) -> Tensor:
 
 
 def random_equalization(inputs: Tensor, decibels: float) -> Tensor:
-    """Add to each sample (N, channels, mels, frames) a curve over its bands: lines between eight normal numbers."""
+    """Add to each sample (N, channels, mels, frames) a curve over its bands: straight between normal numbers."""
     number, _, mels, _ = inputs.shape
     curve = F.interpolate(torch.randn(number, 1, EQUALIZER_BANDS), mels, mode="linear", align_corners=True)
     return inputs + (decibels * curve).to(inputs)[..., None]

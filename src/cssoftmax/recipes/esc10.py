@@ -8,9 +8,8 @@ BEST: 93.25 ± 0.43 % with CS-Softmax, 92.17 ± 0.76 % with the mean over views,
 softmax 92.58 ± 0.72 % and 92.33 ± 0.63 %; an equal error rate of 4.9 % and 8.8 %. 0.014 PFLOP and two and a half
 minutes a fold on one thread of an Intel Xeon (AMX, bf16): `python tools/run_recipes.py esc10 --jobs 2`.
 
-Network, epochs and equalization were chosen by training on three folds and measuring on one or two others, where
-three decibels, none, stronger mixup, playing faster or slower, and leaving out neither of the two parts were no better.
-The clips are the same, so that the numbers may be a little too good.
+Network, epochs and equalization were chosen by training on three folds and measuring on one or two others, one seed;
+the clips are the same, so that the numbers may be a little too good.
 """
 
 from cssoftmax.data.augment import SoundAugment
