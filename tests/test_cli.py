@@ -143,6 +143,7 @@ MISTAKES = {
     ("train", "--shuffle-buffer", "9"): "--shuffle-buffer: is for samples that are streamed; add --stream",
     ("train", "--image-size", "0"): "--image-size 0: must be at least 1 pixel",
     ("train", "--image-size", "1"): "--network: lenet with this augmentation does not take inputs of 1 x 1 x 1",
+    ("train", "--low-resolution", "1"): "--low-resolution: 1.0 is not a number in [0, 1)",
     ("train", "--test-group", "5"): "--test-group 5: unknown; digits has no groups",
     ("train", "nothing"): "unknown data set 'nothing': not one of digits, mnist",
     ("train", "mnist", "--data-root", "missing"): "--data-root missing: no such folder",

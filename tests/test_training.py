@@ -6,18 +6,20 @@ import signal
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torch import nn
 
 from cssoftmax import CSSoftmaxLoss, NormFaceLoss, SoftmaxLoss
 from cssoftmax.checkpoint import TrainingError, epochs_done
 from cssoftmax.classifier import Classifier, averaged_logits, embed
 from cssoftmax.data import Split
-from cssoftmax.data.augment import ImageAugment, SoundAugment
+from cssoftmax.data.augment import ImageAugment, SoundAugment, smaller
 from cssoftmax.recipes import Recipe, RecipeError
 from cssoftmax.training import Interrupted, fit, flops, learning_rate, muon
 
@@ -422,11 +424,44 @@ def test_flops_are_those_of_forward_and_backward_over_all_epochs():
     classifier = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 8, bias=False)), NormFaceLoss(8, 3))
     data = Split(torch.zeros(10, 1, 4, 4, dtype=torch.uint8), torch.arange(10) % 3, None)
     head = 3 * 2 * 8 * 3
-    assert flops(classifier, data, epochs=7) == 7 * 10 * (2 * 2 * 16 * 8 + head)
+    assert flops(classifier, data, Recipe(**BASIC | {"epochs": 7})) == 7 * 10 * (2 * 2 * 16 * 8 + head)
     assert all(p.grad is None for p in classifier.parameters())
     narrow = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 2, bias=False)), NormFaceLoss(2, 3))
-    both, proxy = flops(classifier, data, epochs=12, proxy=narrow), flops(narrow, data, epochs=12)
-    assert both == pytest.approx(flops(classifier, data, epochs=6) + proxy * (1 / 3 + 1 / 12))
+    twelve, six = (Recipe(**BASIC | {"epochs": epochs}) for epochs in (12, 6))
+    both, proxy = flops(classifier, data, twelve, proxy=narrow), flops(narrow, data, twelve)
+    assert both == pytest.approx(flops(classifier, data, six) + proxy * (1 / 3 + 1 / 12))
+
+
+def test_flops_at_low_resolution_are_those_of_the_smaller_images():
+    network = nn.Sequential(nn.Conv2d(1, 8, 1, bias=False), nn.AdaptiveMaxPool2d(1), nn.Flatten())
+    classifier = Classifier(network, NormFaceLoss(8, 3))
+    data = Split(torch.zeros(10, 1, 16, 16, dtype=torch.uint8), torch.arange(10) % 3, None)
+    recipe, head, pixel = Recipe(**BASIC | {"epochs": 4, "low_resolution": 0.25}), 3 * 2 * 8 * 3, 2 * 2 * 8
+    assert flops(classifier, data, recipe) == 30 * (16**2 * pixel + head) + 10 * (10**2 * pixel + head)
+
+
+def test_training_begins_at_low_resolution(checkpoint):
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16, 4))
+    classifier, sizes = Classifier(network, CSSoftmaxLoss(4, 3)), []
+    network.register_forward_hook(lambda module, args, output: sizes.append(tuple(args[0].shape[2:])))
+    images = torch.randint(0, 256, (40, 1, 16, 12), dtype=torch.uint8)
+    trained(checkpoint, classifier, Split(images, torch.arange(40) % 3, None), epochs=2, low_resolution=0.6)
+    assert sizes == [(10, 8)] * 6 + [(16, 12)] * 4
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (28, 28), (16, 12), (8, 5)])
+def test_smaller_images_are_those_of_pillow(height, width):
+    images = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(height))
+    size = round(width * 5 / 8), round(height * 5 / 8)
+    expected = [Image.fromarray(one.numpy()).resize(size, Image.Resampling.BILINEAR) for one in images.flatten(0, 1)]
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        small = smaller(images.contiguous(memory_format=memory_format))
+        torch.testing.assert_close(small.flatten(0, 1), torch.from_numpy(np.stack(expected)))
+
+
+def test_sounds_have_no_low_resolution():
+    with pytest.raises(RecipeError, match="^low_resolution: 0.5, but only images can be made smaller; give 0$"):
+        Recipe(**BASIC, low_resolution=0.5, augment=SoundAugment())
 
 
 def test_a_proxy_leaves_the_harder_half_of_each_batch_to_the_network(checkpoint):

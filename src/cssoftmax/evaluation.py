@@ -78,7 +78,7 @@ def evaluate(
         "seed": config["seed"],
         "measures": measures,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "flops": training.flops(model, dataset.train, recipe.epochs, proxy_of(config, model)),
+        "flops": training.flops(model, dataset.train, recipe, proxy_of(config, model)),
         "seconds": seconds,
         "device": processor.describe(str(accelerator.device)),
         "versions": versions(),

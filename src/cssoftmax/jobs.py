@@ -16,6 +16,7 @@ from cssoftmax import evaluation, files, losses, metrics, networks, recipes, tra
 from cssoftmax.checkpoint import epochs_done
 from cssoftmax.classifier import Classifier, as_input, embed
 from cssoftmax.data import Dataset, Split, channel_statistics
+from cssoftmax.data.augment import smaller
 from cssoftmax.data.split import at_most, some
 from cssoftmax.networks import Standardize, Whitening
 from cssoftmax.processes import fully_sharded, whole
@@ -179,16 +180,19 @@ def prepare(config: Mapping[str, Any], dataset: Dataset, run: Path | None = None
     torch.manual_seed(config["seed"])
     known = _looked_at(dataset.train, config["seed"])
     model = classifier_of(config, channel_statistics(known))
-    recipe, inputs = recipe_of(config), as_input(known.inputs[:1])
+    recipe, inputs, remedy = recipe_of(config), as_input(known.inputs[:1]), "a larger --image-size"
     _fit_whitening(model.network, known)
     try:
         with torch.no_grad():
             embeddings = model.eval()(training.augmentation(recipe)(inputs))
+            if recipe.low_resolution:
+                inputs, remedy = smaller(inputs), "--low-resolution 0"
+                model(inputs)
     except (RuntimeError, TypeError, ValueError) as error:
-        size = " x ".join(map(str, config["input_shape"]))
+        size = " x ".join(map(str, inputs.shape[1:]))
         raise JobError(
             f"network: {recipe.network} with this augmentation does not take inputs of {size} "
-            f"({(str(error).splitlines() or [type(error).__name__])[0]}); choose another, or a larger --image-size"
+            f"({(str(error).splitlines() or [type(error).__name__])[0]}); choose another, or {remedy}"
         ) from error
     if not isinstance(embeddings, Tensor) or embeddings.shape != (1, recipe.embedding_size):
         made = f"(N, {embeddings.shape[-1]})" if isinstance(embeddings, Tensor) and embeddings.ndim == 2 else None

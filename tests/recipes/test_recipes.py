@@ -39,6 +39,7 @@ GOOD = {"network": "lenet", "width": 4, "embedding_size": 8, "epochs": 2, "batch
         "ema": [-0.1, 1.0],
         "lookahead": [-0.1, 1.0],
         "mixup": [-0.1, math.nan],
+        "low_resolution": [-0.1, 1, math.nan],
     }.items(),
 )
 def test_a_setting_out_of_range_is_named_with_its_value(name, values):

@@ -111,6 +111,10 @@ def train(
         float | None, typer.Option(help="Decay of the moving average of the weights; 0 averages nothing.")
     ] = None,
     mixup: Annotated[float | None, typer.Option(help="Alpha of mixup; 0 mixes nothing.")] = None,
+    low_resolution: Annotated[
+        float | None,
+        typer.Option(help="Fraction of steps, the first ones, on images of 5/8 of their height and width."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.", min=0, max=2**32 - 1)] = 0,
     validation: Annotated[
         float,
@@ -184,6 +188,7 @@ def train(
             "clip_norm": clip_norm,
             "ema": ema,
             "mixup": mixup,
+            "low_resolution": low_resolution,
         }
         factors = {"margin": margin, "scale": scale, "weight_update": weight_update, "relaxation": relaxation}
         factors |= _factors(factor or [])

@@ -13,6 +13,9 @@ Augmentation = Callable[[Tensor], Tensor]
 EQUALIZER_BANDS = 8
 """Mel bands, evenly spread, between which a random equalizer's curve is straight."""
 
+SMALLER = 5 / 8
+"""Height and width of an image at low resolution, as a share of what they are."""
+
 
 @dataclass(frozen=True)
 class ImageAugment:
@@ -148,6 +151,19 @@ def flipped(images: Tensor, mirrored: Tensor) -> Tensor:
     Source: K. Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU" (2024), section 3.6.
     """
     return torch.where(mirrored[:, None, None, None], images.flip(3), images)
+
+
+def smaller(images: Tensor) -> Tensor:
+    """Images (N, channels, H, W) at five eighths of height and width, the average over what each pixel stands for.
+
+    A training's first half on them costs two fifths as much and, in the whole training, next to no accuracy.
+
+    >>> import torch
+    >>> smaller(torch.rand(8, 3, 32, 32)).shape
+    torch.Size([8, 3, 20, 20])
+    """
+    height, width = (max(round(side * SMALLER), 1) for side in images.shape[2:])
+    return F.interpolate(images, (height, width), mode="bilinear", antialias=True)
 
 
 def random_crop(images: Tensor, padding: int) -> Tensor:

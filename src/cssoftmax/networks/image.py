@@ -55,7 +55,7 @@ def _plain(channels: int, embedding_size: int, kernel: int, widths: list[int], s
 
 
 def whitenet(channels: int, embedding_size: int, width: int = 128) -> nn.Sequential:
-    """Whitened 2x2 patches, then three groups of three convolutions, of 1, 3 and 4 times ``width``; for 32x32 images.
+    """Whitened 2x2 patches, then three groups of three convolutions, of 1, 3 and 5 times ``width``; for 32x32 images.
 
     A convolution's first filters begin as the identity, and batch normalisation has no weights, only biases.
 
@@ -67,11 +67,11 @@ def whitenet(channels: int, embedding_size: int, width: int = 128) -> nn.Sequent
     torch.Size([2, 128])
     """
     layers: list[nn.Module] = [Whitening(channels), nn.GELU()]
-    for inputs, outputs in pairwise([8 * channels, width, 3 * width, 4 * width]):
+    for inputs, outputs in pairwise([8 * channels, width, 3 * width, 5 * width]):
         layers += [_conv3(inputs, outputs), nn.MaxPool2d(2), nn.BatchNorm2d(outputs), nn.GELU()]
         branch = [conv(outputs, outputs, activation=nn.GELU()), _conv3(outputs, outputs), nn.BatchNorm2d(outputs)]
         layers += [Residual(nn.Sequential(*branch)), nn.GELU()]
-    network = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), embedding(4 * width, embedding_size))
+    network = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), embedding(5 * width, embedding_size))
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.dirac_(layer.weight.data[: layer.in_channels])

@@ -32,6 +32,7 @@ RECIPE_OPTIONS = (
     "clip_norm",
     "ema",
     "mixup",
+    "low_resolution",
 )
 
 

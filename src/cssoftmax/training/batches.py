@@ -10,7 +10,7 @@ from torch import Tensor
 from cssoftmax.checkpoint import Progress
 from cssoftmax.classifier import as_input
 from cssoftmax.data import Split
-from cssoftmax.data.augment import ImageAugment, SoundAugment, flipped, image_augmentation, sound_augmentation
+from cssoftmax.data.augment import ImageAugment, SoundAugment, flipped, image_augmentation, smaller, sound_augmentation
 from cssoftmax.data.shards import read_ahead
 from cssoftmax.recipes import Recipe
 from cssoftmax.training.schedule import batch_size
@@ -35,7 +35,10 @@ def batches(
             if mirrored is not None:
                 odd = step // progress.steps_per_epoch % 2 == 1
                 batch = flipped(batch, (mirrored[rows] ^ odd).to(device))
-            yield rows, augment(batch), target[rows.to(device)]
+            batch = augment(batch)
+            if step < recipe.low_resolution * progress.steps:
+                batch = smaller(batch)
+            yield rows, batch, target[rows.to(device)]
 
 
 def augmentation(recipe: Recipe) -> Callable[[Tensor], Tensor]:
