@@ -1,6 +1,8 @@
 """CIFAR-100, 32x32, as CIFAR-10: a narrow ResNet-9, minutes on two CPU cores; the best for hours.
 
-BEST: not run to its end yet; `python tools/run_recipes.py cifar100` does.
+BEST: 75.72 % with CS-Softmax, 77.78 % with the mean over views, one seed, the last epoch; the paper's 76.46 % is passed
+over views only, and plain softmax is yet to be trained beside it. It had learnt 99.1 % of the training images by then. 2.4
+PFLOP, 99 minutes on two cores of an AMD EPYC (bf16): `OMP_NUM_THREADS=2 python tools/run_recipes.py cifar100`.
 """
 
 from dataclasses import replace
@@ -14,6 +16,11 @@ RECIPE = cifar10.RECIPE
 BEST = replace(
     cifar10.BEST,
     embedding_size=256,
+    epochs=24,
     class_lr_scale=0.1,
-    augment=ImageAugment(flip=True, crop_padding=4, cutout=8),
+    weight_decay=3.5e-3,
+    muon_lr=0.0,
+    proxy_width=0,
+    augment=ImageAugment(flip=True, crop_padding=3),
+    low_resolution=0.5,
 )
