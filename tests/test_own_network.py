@@ -63,6 +63,13 @@ def test_a_function_is_called_with_what_it_takes(make_photos):
     assert isinstance(networks.build("torch.nn:Identity", 3, 5, 16), nn.Identity)
 
 
+def test_low_resolution_needs_a_network_that_takes_it(make_photos, tmp_path):
+    changes = TINY | {"network": "own_code:small", "low_resolution": 0.5}
+    with pytest.raises(JobError, match=r"network: own_code:small .*inputs of 3 x 5 x 5 \(.*, or --low-resolution 0$"):
+        jobs.train(Source(str(make_photos())), tmp_path / "run", recipe_changes=changes)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_records_it_and_no_file_makes_it_run(make_photos, tmp_path):
     import sys
 

@@ -60,7 +60,7 @@ def whitenet(channels: int, embedding_size: int, width: int = 128) -> nn.Sequent
     A convolution's first filters begin as the identity, and batch normalisation has no weights, only biases.
 
     Source: K. Jordan's airbench96 ("94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024), its last layer an
-    embedding.
+    embedding, and its last group, on the smallest maps, five times as wide as its first, not four.
 
     >>> import torch
     >>> whitenet(3, 128, width=8)(torch.zeros(2, 3, 32, 32)).shape

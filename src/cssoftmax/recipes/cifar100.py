@@ -1,8 +1,8 @@
 """CIFAR-100, 32x32, as CIFAR-10: a narrow ResNet-9, minutes on two CPU cores; the best for hours.
 
 BEST: 75.72 % with CS-Softmax, 77.78 % with the mean over views, one seed, the last epoch; the paper's 76.46 % is passed
-over views only, and plain softmax is yet to be trained beside it. It had learnt 99.1 % of the training images by then.
-2.4 PFLOP, 99 minutes on two cores of an AMD EPYC (bf16): `OMP_NUM_THREADS=2 python tools/run_recipes.py cifar100`.
+over views only, and plain softmax is yet to be trained beside it. 2.4 PFLOP, 99 minutes on two cores of an AMD EPYC
+(bf16): `OMP_NUM_THREADS=2 python tools/run_recipes.py cifar100`.
 """
 
 from dataclasses import replace

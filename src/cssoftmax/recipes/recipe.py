@@ -65,7 +65,7 @@ class Recipe:
         mixup: alpha of the Beta distribution; 0 mixes nothing.
         augment: of the training batches.
         low_resolution: the fraction of all steps, the first ones, that train on images of five eighths of their height
-            and width, in two fifths of the time; in [0, 1). Not for sounds, and only for networks that take any size.
+            and width, for two fifths of the work; in [0, 1). Not for sounds, and only for networks that take any size.
         proxy_width: of a narrow copy of the network that chooses, of each batch, the harder half that the network is
             trained on; 0 trains on all. See :func:`cssoftmax.training.fit`.
         average_views: measure the accuracy also with logits averaged over shifted and mirrored views of each sample.
